@@ -1,0 +1,3 @@
+from niseg_gpu.cli import main
+
+main()

@@ -1,0 +1,26 @@
+"""What the user must mend, said in one line.
+
+``UserError`` is the only exception the command line turns into exit status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A fault in the input, the parameters or the machine that the user can mend.
+
+    The message is one line: what is wrong, what was got, what is allowed, what to do.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest allowed name, else the list of them."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(name.replace("-", "_"), allowed, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"
