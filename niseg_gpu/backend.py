@@ -1,0 +1,313 @@
+"""The two devices as twins with the same members; the only module that names their libraries.
+
+Choose once with `select`; after that follow the data: ``backend_of(block)`` gives the twin of the block's own
+type, so no method asks where it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from niseg_gpu.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Clusters(NamedTuple):
+    """What a k-means run ends with; arrays on the host but for `labels`.
+
+    Attributes
+    ----------
+    labels : (pixels,) int32
+    centroids : (k, features) float32
+    inertia : float
+        Sum of squared distances to the nearest centroid.
+    n_iter : int
+    """
+
+    labels: Any
+    centroids: np.ndarray
+    inertia: float
+    n_iter: int
+
+
+class Cpu:
+    """NumPy, SciPy and scikit-learn, with numba kernels where those are slow."""
+
+    name = "cpu"
+    uses = {
+        "overlap_correct": "numba (own kernel)",
+        "remove_spots": "scipy.ndimage.median_filter",
+        "kmeans": "sklearn.cluster.KMeans (lloyd)",
+        "everything else": "numpy",
+    }
+
+    @property
+    def xp(self) -> Any:
+        return np
+
+    def median(self, image: np.ndarray, *, size: tuple[int, ...]) -> np.ndarray:
+        """Running median over a window of `size` per axis, the border value repeated outside."""
+        from scipy.ndimage import median_filter
+
+        return median_filter(image, size=size, mode="nearest")
+
+    def correct_window(self, counts: np.ndarray, out: np.ndarray, **window: Any) -> np.ndarray:
+        from niseg_gpu.kernels.overlap import correct_window_cpu
+
+        return correct_window_cpu(counts, out, **window)
+
+    def write_spectra(self, block: np.ndarray, rows: np.ndarray) -> None:
+        from niseg_gpu.kernels.transpose import write_spectra_cpu
+
+        write_spectra_cpu(block, rows)
+
+    def run_lloyd(self, pixels: np.ndarray, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
+        """k-means from given centroids with scikit-learn's stop rules; may centre `pixels` in place and back."""
+        import warnings
+
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
+        model = KMeans(len(centroids), init=centroids, n_init=1, max_iter=max_iter, tol=tol, copy_x=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct pixels than clusters: said by the caller
+            model.fit(pixels)
+        return Clusters(model.labels_, model.cluster_centers_, float(model.inertia_), int(model.n_iter_))
+
+    def from_host(self, block: np.ndarray) -> np.ndarray:
+        return block
+
+    def to_host(self, block: np.ndarray) -> np.ndarray:
+        return np.asarray(block)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was told; a CPU has."""
+
+    def describe(self) -> str:
+        return f"{cpu_model()}, {count_cores()} cores"
+
+
+class Gpu:
+    """CuPy, cuCIM and cuML on one CUDA device."""
+
+    name = "gpu"
+    uses = {
+        "overlap_correct": "cupy",
+        "remove_spots": "cucim.skimage.filters.median",
+        "kmeans": "cuml.cluster.KMeans, one iteration a call",
+        "everything else": "cupy",
+    }
+
+    @cached_property
+    def xp(self) -> Any:
+        return _Standard(importlib.import_module("cupy"))
+
+    @cached_property
+    def _median(self) -> Any:
+        return importlib.import_module("cucim.skimage.filters").median
+
+    @cached_property
+    def _kmeans(self) -> Any:
+        return importlib.import_module("cuml.cluster").KMeans
+
+    def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
+        return self._median(image, size, mode="nearest")
+
+    def correct_window(self, counts: Any, out: Any, **window: Any) -> Any:
+        from niseg_gpu.kernels.overlap import correct_window_xp
+
+        return correct_window_xp(counts, out, xp=self.xp, **window)
+
+    def write_spectra(self, block: Any, rows: Any) -> None:
+        rows[...] = block.T
+
+    def run_lloyd(self, pixels: Any, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
+        def iterate(data: Any, start: Any) -> tuple[Any, Any, float]:
+            # cuML refuses tol=0; its own stop rules can't act within one iteration
+            model = self._kmeans(n_clusters=len(start), init=start, n_init=1, max_iter=1, tol=1e-30, output_type="cupy")
+            model.fit(data)
+            return model.cluster_centers_, model.labels_, float(model.inertia_)
+
+        return iterate_lloyd(self.xp, iterate, pixels, centroids=centroids, max_iter=max_iter, tol=tol)
+
+    def from_host(self, block: np.ndarray) -> Any:
+        return self.xp.asarray(np.ascontiguousarray(block))
+
+    def to_host(self, block: Any) -> np.ndarray:
+        return self.xp.asnumpy(block)
+
+    def synchronize(self) -> None:
+        self.xp.cuda.get_current_stream().synchronize()
+
+    def describe(self) -> str:
+        properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
+        return f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
+
+
+class _Standard:
+    """CuPy under the array API's names, which not all of its releases carry."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._xp, {"cumulative_sum": "cumsum"}.get(name, name))
+
+    def astype(self, array: Any, dtype: Any) -> Any:
+        return array.astype(dtype)
+
+
+def iterate_lloyd(xp: Any, iterate: Any, pixels: Any, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
+    """Run k-means one iteration a call, with scikit-learn's centring, stop rules and handling of empty clusters.
+
+    Parameters
+    ----------
+    xp : module
+        Array namespace of `pixels`.
+    iterate : callable
+        ``(pixels, centroids) -> (new centroids, labels under them, inertia under them)``, one Lloyd iteration.
+    pixels : (n, features) float32 array
+        Centred in place and restored before returning.
+    centroids : (k, features) ndarray
+        Start, on the host.
+    max_iter : int
+    tol : float
+        Relative to the mean variance of the features, as scikit-learn has it.
+    """
+    mean = xp.mean(pixels, axis=0)
+    limit = tol * float(xp.mean(xp.var(pixels, axis=0)))
+    pixels -= mean
+    current = xp.asarray(centroids, dtype=pixels.dtype) - mean
+    labels, n_iter = None, 0
+    for n_iter in range(1, max_iter + 1):
+        new, new_labels, inertia = iterate(pixels, current)
+        sizes = xp.bincount(new_labels, minlength=len(centroids))
+        if bool((sizes == 0).any()):
+            new, new_labels, inertia = _refill_empty(xp, iterate, pixels, new, new_labels, sizes)
+        shift = float(xp.sum((new - current) ** 2))
+        unchanged = labels is not None and bool((new_labels == labels).all())
+        current, labels = new, new_labels
+        if unchanged or shift <= limit:
+            break
+    result = Clusters(labels, _host(current + mean), inertia, n_iter)
+    pixels += mean
+    return result
+
+
+def _refill_empty(xp: Any, iterate: Any, pixels: Any, centroids: Any, labels: Any, sizes: Any) -> tuple[Any, Any, float]:
+    """Give each empty cluster the pixel farthest from its own centroid, then iterate once more."""
+    empty = xp.flatnonzero(sizes == 0)
+    distance = xp.sum((pixels - centroids[labels]) ** 2, axis=1)
+    farthest = xp.argsort(distance)[::-1][: len(empty)]
+    centroids = centroids.copy()
+    centroids[empty] = pixels[farthest]
+    return iterate(pixels, centroids)
+
+
+def _host(array: Any) -> np.ndarray:
+    return array.get() if hasattr(array, "get") else np.asarray(array)
+
+
+CPU, GPU = Cpu(), Gpu()
+TWINS: dict[str, Any] = {"numpy": CPU, "cupy": GPU}
+
+
+def backend_of(block: Any) -> Any:
+    """Return the twin that `block` lives on, by the block's own type."""
+    root = type(block).__module__.partition(".")[0]
+    if root not in TWINS:
+        raise TypeError(f"block is a {type(block).__module__}.{type(block).__name__}; allowed: numpy or cupy arrays")
+    return TWINS[root]
+
+
+def select(device: str = "auto") -> tuple[Any, str]:
+    """Choose the device, once, at the edge.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "gpu"}
+
+    Returns
+    -------
+    twin : Cpu or Gpu
+    reason : str
+        Why this one, in words.
+
+    Raises
+    ------
+    UserError
+        ``gpu`` was demanded and none can be used.
+    """
+    if device not in ("auto", "cpu", "gpu"):
+        raise UserError(f"device is {device!r}; allowed: auto, cpu, gpu")
+    if device == "cpu":
+        return CPU, "asked for"
+    missing = why_no_gpu()
+    if not missing:
+        return GPU, "asked for" if device == "gpu" else "a usable GPU was found"
+    if device == "gpu":
+        raise UserError(f"device is gpu, but no GPU can be used: {missing}; install the gpu extra on a GPU node or say device: auto")
+    log.info("running on the CPU: %s", missing)
+    return CPU, f"no GPU can be used: {missing}"
+
+
+def why_no_gpu() -> str:
+    """Return why the GPU twin can't run here, or an empty string where it can."""
+    for package in ("cupy", "cucim", "cuml"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+    try:
+        if GPU.xp.cuda.runtime.getDeviceCount() == 0:
+            return "no CUDA device"
+        GPU.xp.zeros(1).sum().item()
+        _ = GPU._median, GPU._kmeans
+    except Exception as error:  # drivers and loaders fail in ways of their own; the reason is passed on in words
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ""
+
+
+def seed_centroids(pixels: np.ndarray, *, n_clusters: int, seed: int, init: str) -> np.ndarray:
+    """Draw starting centroids on the host, so that both devices start from the same ones."""
+    if init == "random":
+        return pixels[np.random.default_rng(seed).choice(len(pixels), n_clusters, replace=False)]
+    from sklearn.cluster import kmeans_plusplus
+
+    return kmeans_plusplus(pixels, n_clusters, random_state=seed)[0]
+
+
+@contextmanager
+def limit_threads(workers: int) -> Iterator[None]:
+    """Keep the libraries under scikit-learn to `workers` threads inside the block."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=workers):
+        yield
+
+
+def count_cores() -> int:
+    """Cores this process may use (a batch system's allotment, not the machine's)."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel tells it."""
+    import platform
+
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,282 @@
+"""Corrections of what the detector wrote: overlap in MCP/Timepix runs, open beam and dark current, spectra's scale.
+
+Every function takes one block (NumPy or CuPy) first and gives a block of the same kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from niseg_gpu.backend import backend_of
+from niseg_gpu.errors import UserError
+from niseg_gpu.findings import count
+
+
+def overlap_correct(
+    counts: Any, *, windows: Sequence[tuple[int, int]], shutter_counts: Sequence[int], per_trigger: bool = False
+) -> Any:
+    """Restore the counts an MCP/Timepix detector lost to its own earlier hits.
+
+    A pixel hit once is blind until its shutter window ends. With P = (earlier counts of this pixel in this
+    window) / (triggers of the window), the true counts are I / (1 - P).
+
+    Parameters
+    ----------
+    counts : (N, ...) array
+        Raw counts of N ToF bins, whole windows along the first axis.
+    windows : sequence of (int, int)
+        First and last bin of each shutter window, inclusive.
+    shutter_counts : sequence of int
+        Triggers acquired in each window.
+    per_trigger : bool
+        Divide by the triggers of the window, so that windows of different length of exposure join.
+
+    Returns
+    -------
+    (N, ...) float32 array
+        Where a pixel has fired in every trigger, its live fraction is held at one trigger, and counted.
+
+    References
+    ----------
+    Tremsin et al., J. Instrum. 9 (2014) C05026, 10.1088/1748-0221/9/05/C05026.
+    """
+    backend = backend_of(counts)
+    out = backend.xp.empty(counts.shape, dtype=backend.xp.float32)
+    for (first, last), triggers in zip(windows, shutter_counts, strict=True):
+        scale = 1 / triggers if per_trigger else 1.0
+        spent = backend.correct_window(counts, out, first=first, last=last, triggers=triggers, scale=scale)
+        count("values of pixels that had fired in every trigger of their shutter window (held at one live trigger)", spent)
+    return out
+
+
+def fit_overlap_correct(before: Any, *, per_trigger: bool = False) -> dict[str, Any]:
+    """Take the shutter windows from what the files beside the frames said.
+
+    Parameters
+    ----------
+    per_trigger : bool
+        Divide each window by its number of triggers, so that all windows have one scale.
+    """
+    attrs = before.info.attrs
+    if before.info.quantity != "counts":
+        raise UserError(
+            f"overlap_correct works on raw counts, the stack holds {before.info.quantity}; make it the first step"
+        )
+    if not attrs.get("shutter_windows") or not attrs.get("shutter_counts"):
+        raise UserError(
+            "overlap_correct needs the whole run with *_ShutterCount.txt and *_Spectra.txt beside its frames; "
+            f"{_where(attrs)} has none that fit: copy them there, and let no select_tof or rebin_tof come before"
+        )
+    return {
+        "windows": attrs["shutter_windows"],
+        "shutter_counts": attrs["shutter_counts"],
+        "per_trigger": per_trigger,
+    }
+
+
+def describe_overlap_correct(info: Any, *, per_trigger: bool, **_: Any) -> Any:
+    """The stack after `overlap_correct`; it can't be corrected again."""
+    quantity = "counts per trigger" if per_trigger else "counts"
+    return info.with_(dtype=np.dtype(np.float32), attrs={"quantity": quantity, "shutter_counts": None})
+
+
+def _where(attrs: Any) -> str:
+    files = attrs.get("files") or ["the stack"]
+    return str(files[0])
+
+
+def normalize(
+    sample: Any, *, open_beam: Any, dark: Any = None, dose: Any = None, minus_log: bool = False
+) -> Any:
+    """Turn counts into transmission, (sample - dark) / (open beam - dark).
+
+    Parameters
+    ----------
+    sample : (N, Y, X) or (Y, X) array
+        Counts.
+    open_beam, dark : (Y, X) or (N, Y, X) array
+        Single or averaged frames, or one frame per ToF bin. `dark` may be None.
+    dose : (N,) array or float, optional
+        Open-beam dose over sample dose, per frame.
+    minus_log : bool
+        Give attenuation, -log(transmission), instead.
+
+    Returns
+    -------
+    float32 array
+        NaN, and counted, where the open beam holds nothing above the dark current (or, with `minus_log`, where
+        the transmission is not positive).
+    """
+    xp = backend_of(sample).xp
+    result, beam = xp.astype(sample, xp.float32), xp.astype(open_beam, xp.float32)
+    if dark is not None:
+        result, beam = result - dark, beam - dark
+    lit = beam > 0
+    count("values without open beam (NaN)", ~lit, times=result.size // lit.size)
+    result = xp.where(lit, result / xp.where(lit, beam, xp.asarray(1.0, dtype=xp.float32)), xp.nan)
+    if dose is not None:
+        result = result * (xp.reshape(dose, (-1, 1, 1)) if result.ndim == 3 else dose)
+    if minus_log:
+        positive = result > 0
+        count("values of no positive transmission (NaN)", ~positive & ~xp.isnan(result))
+        result = xp.where(positive, -xp.log(xp.where(positive, result, xp.asarray(1.0, dtype=xp.float32))), xp.nan)
+    return xp.astype(result, xp.float32)
+
+
+def fit_normalize(
+    before: Any,
+    *,
+    dose_roi: tuple[int, int, int, int] | None = None,
+    dose_by_shutter_counts: bool = False,
+    minus_log: bool = False,
+) -> dict[str, Any]:
+    """Average the open beam and dark frames and measure the dose.
+
+    The steps before this one have been applied to open beam and dark current too, as far as they have the axes.
+
+    Parameters
+    ----------
+    dose_roi : (int, int, int, int), optional
+        Region beside the sample, x0 y0 x1 y1 in pixels (x1 and y1 not included), whose mean tells the dose of a frame.
+    dose_by_shutter_counts : bool
+        Take the dose from the triggers of each shutter window instead.
+    minus_log : bool
+        Give attenuation, -log(transmission), instead of transmission.
+    """
+    info = before.info
+    beam = _reference(before.open_beam, info)
+    dark = None if before.dark is None else _reference(before.dark, info)
+    dose = None
+    if dose_roi is not None:
+        region = _region(dose_roi, info)
+        dose = _dose(beam, dark, region) / _dose(before.data, dark, region)
+    elif dose_by_shutter_counts:
+        dose = _trigger_ratio(info, before.open_beam.attrs)
+    if dose is not None:
+        dose = _check_dose(np.asarray(dose, dtype=np.float32), info)
+    return {"open_beam": beam, "dark": dark, "dose": dose, "minus_log": minus_log}
+
+
+def check_normalize(
+    before: Any, *, dose_roi: Any = None, dose_by_shutter_counts: bool = False, minus_log: bool = False
+) -> None:
+    """Refuse what can't be right, before any data are read."""
+    if before.open_beam is None:
+        raise UserError("normalize needs an open beam; give input.open_beam (--open-beam): a file, folder or glob")
+    if dose_roi is not None and dose_by_shutter_counts:
+        raise UserError("normalize got both dose_roi and dose_by_shutter_counts; allowed: one of them")
+    if not before.info.quantity.startswith("counts"):
+        raise UserError(f"normalize works on counts, the stack holds {before.info.quantity}; let it come before")
+    if dose_roi is not None:
+        _region(dose_roi, before.info)
+    if dose_by_shutter_counts:
+        _trigger_ratio(before.info, before.open_beam.attrs)
+    for frames, what in ((before.open_beam, "open beam"), (before.dark, "dark current")):
+        if frames is not None:
+            _check_reference(frames, before.info, what)
+
+
+def describe_normalize(info: Any, *, minus_log: bool = False, **_: Any) -> Any:
+    """The stack after `normalize`."""
+    quantity = "attenuation" if minus_log else "transmission"
+    return info.with_(dtype=np.dtype(np.float32), attrs={"quantity": quantity, "shutter_counts": None})
+
+
+def _check_reference(frames: Any, info: Any, what: str) -> None:
+    where = _where(frames.attrs)
+    for axis in ("y", "x"):
+        if frames.sizes[axis] != info.sizes[axis]:
+            got, need = (f"{s['y']}x{s['x']}" for s in (frames.sizes, info.sizes))
+            raise UserError(f"the {what} {where} has frames of {got} pixels, the sample of {need}; give one of its size")
+    if "tof" in frames.dims and "tof" in info.dims and frames.sizes["tof"] != info.sizes["tof"]:
+        raise UserError(
+            f"the {what} {where} has {frames.sizes['tof']} ToF bins, the sample {info.sizes['tof']}; "
+            "give a run with the same time bins"
+        )
+
+
+def _reference(frames: Any, info: Any) -> Any:
+    """One frame per ToF bin where the reference has the sample's bins, else the mean of its frames."""
+    if "tof" in frames.dims and "tof" in info.dims:
+        return frames
+    if frames.ndim == 3:
+        frames = frames.mean(frames.dims[0], dtype=np.float32)
+    return frames.astype(np.float32).compute()
+
+
+def _region(dose_roi: tuple[int, int, int, int], info: Any) -> dict[str, slice]:
+    x0, y0, x1, y1 = dose_roi
+    width, height = info.sizes["x"], info.sizes["y"]
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise UserError(
+            f"dose_roi is {list(dose_roi)} (x0 y0 x1 y1), the frames are {width} wide and {height} high; "
+            "allowed: 0 <= x0 < x1 <= width, 0 <= y0 < y1 <= height"
+        )
+    return {"y": slice(y0, y1), "x": slice(x0, x1)}
+
+
+def _dose(frames: Any, dark: Any, region: dict[str, slice]) -> np.ndarray:
+    mean = frames.isel(region).mean(("y", "x"), dtype=np.float64)
+    if dark is not None:
+        mean = mean - dark.isel(region).mean(("y", "x"), dtype=np.float64)
+    return np.asarray(mean.values)
+
+
+def _trigger_ratio(info: Any, beam_attrs: Any) -> np.ndarray:
+    ours, theirs = (a.get("bin_triggers") for a in (info.attrs, beam_attrs))
+    if ours is None or theirs is None:
+        which = "sample" if ours is None else "open beam"
+        raise UserError(f"normalize: the {which} has no *_ShutterCount.txt, so dose_by_shutter_counts can't be used; use dose_roi")
+    return np.asarray(theirs, dtype=float) / np.asarray(ours, dtype=float)
+
+
+def _check_dose(dose: np.ndarray, info: Any) -> Any:
+    if not np.all(np.isfinite(dose)) or np.any(dose <= 0):
+        raise UserError("normalize: the dose is zero or negative in some frame; choose a dose_roi in the open beam")
+    if dose.ndim == 0 or len(info.dims) == 2:
+        return float(dose.reshape(-1)[0]) if dose.size == 1 else dose
+    import xarray as xr
+
+    return xr.DataArray(np.broadcast_to(dose, info.shape[:1]), dims=info.dims[:1])
+
+
+def scale_spectra(spectra: Any, *, method: Literal["mean", "standard"] = "mean") -> Any:
+    """Bring every pixel's spectrum to one scale, so that clustering sees its shape and not its thickness.
+
+    Parameters
+    ----------
+    spectra : (N, ...) array
+        Spectra along the first axis.
+    method : {"mean", "standard"}
+        ``mean``: divided by its mean. ``standard``: minus its mean, divided by its standard deviation.
+
+    Returns
+    -------
+    (N, ...) float32 array
+        NaN, and counted, for spectra whose mean (or deviation) is zero.
+    """
+    xp = backend_of(spectra).xp
+    values = xp.astype(spectra, xp.float32)
+    mean = xp.mean(values, axis=0)
+    divisor = mean
+    if method == "standard":
+        values = values - mean
+        divisor = xp.sqrt(xp.mean(values * values, axis=0))
+    usable = divisor != 0
+    count("spectra that are zero or flat (NaN)", ~usable)
+    inverse = xp.where(usable, 1 / xp.where(usable, divisor, xp.asarray(1.0, dtype=xp.float32)), xp.nan)
+    return values * inverse
+
+
+def describe_scale_spectra(info: Any, **_: Any) -> Any:
+    """The stack after `scale_spectra`."""
+    return info.with_(dtype=np.dtype(np.float32), attrs={"quantity": "scaled"})
+
+
+def check_scale_spectra(before: Any, *, method: str = "mean") -> None:
+    """Refuse a stack without spectra."""
+    if "tof" not in before.info.dims:
+        raise UserError(f"scale_spectra needs a ToF axis, the stack has {before.info.dims}; name the axes with input.dims")

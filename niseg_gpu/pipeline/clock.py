@@ -1,0 +1,57 @@
+"""Seconds, bytes and findings of a run, added up over all threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+class Clock:
+    """Adds up what ran: seconds and bytes by name, and tallies of findings by step.
+
+    Seconds of steps that run in several threads at once are the sum over the threads.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.bytes: dict[str, int] = {}
+        self.findings: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, seconds: float, nbytes: int) -> None:
+        """Add a piece of work."""
+        with self._lock:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            self.bytes[name] = self.bytes.get(name, 0) + int(nbytes)
+
+    @contextmanager
+    def timing(self, name: str, nbytes: int) -> Iterator[None]:
+        """Time a block of code."""
+        start = time.perf_counter()
+        yield
+        self.add(name, time.perf_counter() - start, nbytes)
+
+    def add_findings(self, step: str, tally: Mapping[str, Any]) -> None:
+        """Add what a step counted in one block; what it never met is left out."""
+        with self._lock:
+            for what, number in tally.items():
+                if int(number):
+                    key = f"{step}: {what}"
+                    self.findings[key] = self.findings.get(key, 0) + int(number)
+
+
+class Clocked:
+    """A lazily read array whose reads are timed under ``read``."""
+
+    def __init__(self, array: Any, clock: Clock) -> None:
+        self._array, self._clock = array, clock
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, len(array.shape)
+
+    def __getitem__(self, key: Any) -> Any:
+        start = time.perf_counter()
+        block = self._array[key]
+        self._clock.add("read", time.perf_counter() - start, block.nbytes)
+        return block

@@ -1,0 +1,74 @@
+"""A step's parameters, taken from the signature and docstring of its function: one source for YAML, Python and CLI."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.pipeline.steps import OPS
+
+
+@cache
+def parameters_of(step: str) -> type[BaseModel]:
+    """Return the model of a step's parameters: the keyword-only arguments of its `fit`, else of its `apply`."""
+    op = OPS[step]
+    function = op.fit or op.apply
+    assert function is not None
+    hints = get_type_hints(function, include_extras=True)
+    texts = _described(function)
+    fields: dict[str, Any] = {}
+    for name, p in inspect.signature(function).parameters.items():
+        if p.kind is p.KEYWORD_ONLY:
+            default = ... if p.default is p.empty else p.default
+            fields[name] = (hints[name], Field(default, description=texts.get(name, "")))
+    return create_model(step, __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def summary_of(step: str) -> str:
+    """Return the first line of what the step's function says of itself."""
+    op = OPS[step]
+    return (inspect.getdoc(op.apply or op.fit) or "").partition("\n")[0]
+
+
+def _described(function: Callable[..., Any]) -> dict[str, str]:
+    """The texts of a numpydoc ``Parameters`` section by parameter name."""
+    doc = inspect.getdoc(function) or ""
+    section = re.search(r"Parameters\n-+\n(.*?)(?:\n\n\w+\n-+\n|\Z)", doc, re.DOTALL)
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in section[1].splitlines() if section else ():
+        if line and not line.startswith(" "):
+            names = [n.strip() for n in line.partition(":")[0].split(",")]
+        elif line.strip():
+            for name in names:
+                texts[name] = f"{texts.get(name, '')} {line.strip()}".strip()
+    return texts
+
+
+def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel:
+    """Validate `values`, turning the first complaint into one line that names the parameter and what is allowed."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} got {values!r}; allowed: parameters by name, such as {{{_example(model)}}}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            raise UserError(f"{where} has no parameter {name!r}{suggest(name, model.model_fields)}") from None
+        if problem["type"] == "missing":
+            raise UserError(f"{where} needs {name}: {model.model_fields[name].description}") from None
+        message = problem["msg"][0].lower() + problem["msg"][1:]
+        raise UserError(f"{where}: {name} is {problem['input']!r}; {message}") from None
+
+
+def _example(model: type[BaseModel]) -> str:
+    for name, field in model.model_fields.items():
+        return f"{name}: {'…' if field.is_required() else field.default}"
+    return ""

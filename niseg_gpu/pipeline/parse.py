@@ -1,0 +1,227 @@
+"""YAML, TOML, Python and the command line become one ``Pipeline`` through one parse and one check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from pydantic import BaseModel, ConfigDict, Field
+
+from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.pipeline.parameters import check_model, parameters_of
+from niseg_gpu.pipeline.steps import OPS
+
+ARRAYS = ("image", "spots", "labels", "spectra")
+
+
+class Input(BaseModel):
+    """What to read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(description="Folder, file or glob of the run.")
+    open_beam: str | None = Field(None, description="Folder, file or glob of the open beam.")
+    dark: str | None = Field(None, description="Folder, file or glob of the dark current.")
+    dims: list[str] | None = Field(None, description="Axes as they lie in the file, such as y,x,tof.")
+    unsigned: bool = Field(False, description="Signed counts that wrapped are read as unsigned.")
+    tof: Literal["auto", "spectra", "headers"] = Field("auto", description="Whose time of flight to believe.")
+    bad_values: Literal["error", "keep"] = Field(
+        "error", description="NaN, Inf, negative counts and saturated values: refuse them, or go on and report them."
+    )
+
+
+class Output(BaseModel):
+    """Where the results go."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field("niseg-out", description="Folder of the results.")
+    arrays: list[Literal["image", "spots", "labels", "spectra"]] = Field(
+        list(ARRAYS), description="What to keep in result.zarr; leave out image where the corrected stack is not needed."
+    )
+
+
+class Compute(BaseModel):
+    """Where the work is done."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU where one can be used.")
+    workers: Annotated[int, Ge(1)] | None = Field(None, description="Threads; all cores of this process by default.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step by name with its parameters."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
+    def as_mapping(self) -> dict[str, Any]:
+        return {self.name: dict(self.parameters)}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What to read, what to do, where to put it; every name and type checked."""
+
+    input: Input
+    steps: tuple[Step, ...]
+    output: Output
+    compute: Compute
+
+    def as_mapping(self) -> dict[str, Any]:
+        """The pipeline with every default written out."""
+        return {
+            "input": self.input.model_dump(),
+            "steps": [step.as_mapping() for step in self.steps],
+            "output": self.output.model_dump(),
+            "compute": self.compute.model_dump(),
+        }
+
+
+def parse_pipeline(mapping: Any, *, base: Path | None = None) -> Pipeline:
+    """Check a pipeline given as a mapping.
+
+    Parameters
+    ----------
+    mapping : mapping
+        With ``input``, ``steps`` and, where the defaults don't do, ``output`` and ``compute``.
+    base : Path, optional
+        Folder that relative paths start from.
+
+    Raises
+    ------
+    UserError
+        An unknown name, answered with the nearest right one; a value of the wrong kind.
+    """
+    sections = {"input": Input, "steps": None, "output": Output, "compute": Compute}
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"a pipeline is a mapping with {', '.join(sections)}; got {type(mapping).__name__}")
+    for name in mapping:
+        if name not in sections:
+            raise UserError(f"the pipeline has no section {name!r}{suggest(str(name), sections)}")
+    for name in ("input", "steps"):
+        if not mapping.get(name):
+            raise UserError(f"the pipeline needs a section {name!r}")
+    given = mapping["input"]
+    read = check_model(Input, {"path": given} if isinstance(given, str) else given, where="input")
+    output = check_model(Output, mapping.get("output") or {}, where="output")
+    compute = check_model(Compute, mapping.get("compute") or {}, where="compute")
+    assert isinstance(read, Input) and isinstance(output, Output) and isinstance(compute, Compute)
+    return Pipeline(_based(read, base), parse_steps(mapping["steps"], base=base), _based(output, base), compute)
+
+
+def parse_steps(steps: Any, *, base: Path | None = None) -> tuple[Step, ...]:
+    """Check a list of steps: names, ``{name: parameters}`` or ``{use: name, **parameters}``."""
+    if not isinstance(steps, list | tuple):
+        raise UserError(f"steps is a list; got {type(steps).__name__}")
+    parsed = tuple(step if isinstance(step, Step) else _parse_step(step, base) for step in steps)
+    for step in parsed[:-1]:
+        if OPS[step.name].apply is None:
+            raise UserError(f"{step.name} ends the pipeline; let it be the last step")
+    return parsed
+
+
+def _parse_step(step: Any, base: Path | None) -> Step:
+    if isinstance(step, str):
+        step = {step: {}}
+    if not isinstance(step, Mapping) or not step:
+        raise UserError(f"a step is a name with its parameters; got {step!r}")
+    if "use" in step:
+        name, parameters = step["use"], {k: v for k, v in step.items() if k != "use"}
+    elif len(step) == 1:
+        ((name, parameters),) = step.items()
+    else:
+        raise UserError(f"a step has one name; got {', '.join(map(str, step))} (indent its parameters under it)")
+    if name not in OPS:
+        raise UserError(f"unknown step {name!r}{suggest(str(name), OPS)}")
+    parameters = dict(parameters or {}) if isinstance(parameters, Mapping | None) else parameters
+    values = check_model(parameters_of(name), parameters, where=name).model_dump()
+    if isinstance(values.get("init"), str) and values["init"].endswith(".npy") and base is not None:
+        values["init"] = str(base / values["init"])
+    return Step(name, values)
+
+
+def _based(section: Any, base: Path | None) -> Any:
+    """Let relative paths start from `base`."""
+    if base is None:
+        return section
+    changes = {}
+    for name in ("path", "open_beam", "dark"):
+        value = getattr(section, name, None)
+        if value is not None:
+            changes[name] = str(base / Path(value).expanduser())
+    return section.model_copy(update=changes)
+
+
+def read_pipeline(path: str | Path, *, overrides: list[str] | None = None) -> Pipeline:
+    """Read a pipeline file, YAML or TOML; relative paths in it start from its folder.
+
+    Parameters
+    ----------
+    path : str or Path
+    overrides : list of str, optional
+        ``step.parameter=value`` or ``section.key=value``; values are read as YAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read the pipeline {path}: {getattr(error, 'strerror', None) or error}") from None
+    mapping = _load_toml(path, text) if path.suffix.lower() == ".toml" else _load_yaml(str(path), text)
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path} holds no pipeline: a mapping with input and steps was expected")
+    for override in overrides or ():
+        _override(mapping, override)
+    return parse_pipeline(mapping, base=path.parent)
+
+
+def _load_yaml(where: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {error}") from None
+
+
+def _load_toml(path: Path, text: str) -> Any:
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def _override(mapping: dict[str, Any], override: str) -> None:
+    key, mark, text = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not mark or not dot:
+        raise UserError(f"--set got {override!r}; allowed: step.parameter=value, such as kmeans.n_clusters=4")
+    value = _load_yaml(f"--set {key}", text)
+    if section in ("input", "output", "compute"):
+        current = mapping.get(section) or {}
+        mapping[section] = {**({"path": current} if isinstance(current, str) else current), name: value}
+        return
+    steps = mapping.get("steps") or []
+    named = [i for i, step in enumerate(steps) if _name_of(step) == section]
+    if not named:
+        raise UserError(f"--set got {override!r}: the pipeline has no step {section!r}{suggest(section, map(_name_of, steps))}")
+    if len(named) > 1:
+        raise UserError(f"--set got {override!r}: the pipeline has {len(named)} steps {section!r}; change the file instead")
+    step = steps[named[0]]
+    if isinstance(step, dict) and "use" in step:
+        steps[named[0]] = {**step, name: value}
+    else:
+        steps[named[0]] = {section: {**((step[section] or {}) if isinstance(step, dict) else {}), name: value}}
+
+
+def _name_of(step: Any) -> str:
+    if isinstance(step, Mapping):
+        return str(step.get("use") or next(iter(step), ""))
+    return str(step)

@@ -1,0 +1,63 @@
+"""The folder of a run: built under a temporary name beside its own, renamed when whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from niseg_gpu.errors import UserError
+
+
+def check_folder(path: Path, *, overwrite: bool) -> None:
+    """Refuse a results folder that exists, unless it is an earlier result to be replaced, or that can't be made."""
+    if path.exists() or path.is_symlink():
+        if not overwrite:
+            raise UserError(f"{path} exists; give another --out, or replace it with --overwrite")
+        if not (path / "run.json").is_file():
+            raise UserError(f"{path} exists and holds no earlier result (no run.json), so it is not replaced; give another --out")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be made: {parent} is not a folder one may write to; give another --out")
+
+
+@contextmanager
+def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a folder to fill; it gets its name when the block ends well and vanishes when it does not."""
+    check_folder(path, overwrite=overwrite)
+    staging = path.absolute().parent / f".{path.name}.partial-{os.getpid()}"
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be made: {error.strerror}; give another --out") from None
+    try:
+        yield staging
+        if path.exists():
+            shutil.rmtree(path)
+        staging.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error} ({error.filename or staging})") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def to_json(value: Any) -> Any:
+    """Turn what `json` does not know (NumPy scalars and arrays, paths) into what it knows."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` readable by people."""
+    path.write_text(json.dumps(content, indent=2, default=to_json, ensure_ascii=False) + "\n", encoding="utf-8")

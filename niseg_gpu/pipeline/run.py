@@ -1,0 +1,302 @@
+"""Running a pipeline: from the files to the folder of results."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niseg_gpu.backend import count_cores, limit_threads, select
+from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
+from niseg_gpu.pipeline.clock import Clock
+from niseg_gpu.pipeline.engine import Applied, Engine, Stage
+from niseg_gpu.pipeline.inputs import Inputs, open_inputs
+from niseg_gpu.pipeline.parse import Pipeline, Step
+from niseg_gpu.pipeline.progress import show_progress
+from niseg_gpu.pipeline.results import check_folder, staged_folder, write_json
+from niseg_gpu.pipeline.sinks import HostTarget, SumTarget
+from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.stack import UNITS, StackInfo
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+PACKAGES = ("numpy", "dask", "xarray", "zarr", "astropy", "scipy", "scikit-learn", "numba", "cupy", "cucim", "cuml")
+
+log = logging.getLogger("niseg_gpu")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run's choices: device, threads, clock, opened inputs."""
+
+    pipeline: Pipeline
+    engine: Engine
+    reason: str
+    workers: int
+    inputs: Inputs
+
+    @property
+    def clock(self) -> Clock:
+        return self.engine.clock
+
+    @property
+    def local_steps(self) -> list[Step]:
+        return [s for s in self.pipeline.steps if OPS[s.name].apply is not None]
+
+    @property
+    def last_step(self) -> Step | None:
+        """The step that ends the pipeline, where there is one."""
+        ends = [s for s in self.pipeline.steps if OPS[s.name].apply is None]
+        return ends[0] if ends else None
+
+
+def open_session(pipeline: Pipeline) -> Session:
+    """Choose the device, open the inputs and check every step against them; no data are read."""
+    backend, reason = select(pipeline.compute.device)
+    engine = Engine(backend, bad_values=pipeline.input.bad_values)
+    session = Session(
+        pipeline, engine, reason, pipeline.compute.workers or count_cores(), open_inputs(pipeline.input, clock=engine.clock)
+    )
+    check_steps(session)
+    return session
+
+
+def check_steps(session: Session) -> list[Stage]:
+    """Check every step; return the stack after each."""
+    return session.engine.fit(
+        session.inputs.sample, session.pipeline.steps, reading=False, **session.inputs.references
+    )
+
+
+def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False) -> Path:
+    """Run a pipeline into its folder of results.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+    overwrite : bool
+        Replace an earlier result of the same name.
+    quiet : bool
+        No progress bar.
+
+    Returns
+    -------
+    Path
+        The folder: ``result.zarr``, ``report.html``, ``preview/``, ``run.json``, ``log.txt``.
+    """
+    from niseg_gpu.report import write_report
+
+    started, out = datetime.now(UTC).astimezone(), Path(pipeline.output.path)
+    start = time.perf_counter()
+    check_folder(out, overwrite=overwrite)
+    session = open_session(pipeline)
+    with staged_folder(out, overwrite=overwrite) as folder, _log_to(folder / "log.txt"):
+        log.info("%s %s on %s (%s)", pipeline.input.path, session.inputs.sample.shape, session.engine.backend.name, session.reason)
+        results = write_results(session, folder, quiet=quiet)
+        with session.clock.timing("report", 0):
+            record = _record(session, results, started=started.isoformat(timespec="seconds"))
+            record.update(_costs(session, seconds=time.perf_counter() - start))
+            write_json(folder / "run.json", record)
+            for line in record["findings"]:
+                log.info("%s", line)
+            write_report(folder)
+        record.update(_costs(session, seconds=time.perf_counter() - start))
+        write_json(folder / "run.json", record)
+    return out
+
+
+def _log_to(path: Path) -> Any:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def logging_to_file() -> Any:
+        handler = logging.FileHandler(path, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+    return logging_to_file()
+
+
+def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, Any]:
+    """Fill ``result.zarr``; return what ``run.json`` says of the results."""
+    import dask
+    import zarr
+
+    with dask.config.set(scheduler="threads", num_workers=session.workers):
+        applied = session.engine.apply(session.inputs.sample, session.local_steps, **session.inputs.references)
+        group = zarr.create_group(folder / "result.zarr", attributes={"quantity": StackInfo.of(applied.image).quantity})
+        table, sums = store_blocks(session, applied, group, quiet=quiet)
+    _write_coords(group, applied.image)
+    _write_array(group, "mean_image", sums["image"].mean(), ("y", "x"))
+    if "spots" in sums:
+        _write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
+    results: dict[str, Any] = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in group.arrays()}
+    if table is not None:
+        found = cluster(session, table)
+        results["labels"] = write_clusters(group, found, applied.image, arrays=session.pipeline.output.arrays)
+    return results
+
+
+def store_blocks(session: Session, applied: Applied, group: Any, *, quiet: bool) -> tuple[PixelTable | None, dict[str, Any]]:
+    """Compute every block once and write it wherever it is wanted."""
+    import dask.array as da
+
+    from niseg_gpu.io.save import create_array
+
+    backend, clock, kept = session.engine.backend, session.clock, session.pipeline.output.arrays
+    image = applied.image
+    pairs: list[tuple[Any, Any]] = []
+    sums: dict[str, Any] = {}
+    table = None
+    with show_progress("blocks", total=image.size, quiet=quiet) as progress:
+        sums["image"] = SumTarget(backend, shape=image.shape, dtype=np.float64, progress=progress)
+        if session.last_step is not None:
+            table = PixelTable(backend, shape=image.shape, features="tof" in image.dims)
+            pairs.append((image, table))
+        if "spots" in applied.masks:
+            sums["spots"] = SumTarget(backend, shape=applied.masks["spots"].shape, dtype=np.uint32)
+            pairs.append((applied.masks["spots"], sums["spots"]))
+        for stack in (image, *applied.masks.values()):
+            if ("image" if stack is image else "spots") in kept:
+                array = create_array(
+                    group,
+                    str(stack.name),
+                    shape=stack.shape,
+                    dtype=stack.dtype,
+                    dims=_mask_dims(stack, image),
+                    chunks=tuple(c[0] for c in stack.chunks),
+                    attrs={"units": stack.attrs.get("quantity", "")} if stack is image else {},
+                )
+                pairs.append((stack, HostTarget(array, backend=backend, clock=clock)))
+        pairs.append((image, sums["image"]))  # last, so that the bar moves when a block is done with
+        with clock.timing("all blocks (wall)", image.size * 4):
+            da.store([s.data for s, _ in pairs], [t for _, t in pairs], lock=False)
+    return table, sums
+
+
+def _mask_dims(stack: xr.DataArray, image: xr.DataArray) -> tuple[str, ...]:
+    """Axis names; a ToF axis of another length than the image's gets a name of its own."""
+    return tuple(
+        f"{dim}_{stack.name}" if image.sizes.get(dim) != size else dim
+        for dim, size in zip(map(str, stack.dims), stack.shape, strict=True)
+    )
+
+
+def cluster(session: Session, table: PixelTable) -> KMeansResult:
+    """Run the step that ends the pipeline."""
+    step = session.last_step
+    assert step is not None
+    log.info("clustering %d pixels by %d values", *table.spectra.shape)
+    with limit_threads(session.workers), session.clock.timing(step.name, table.spectra.nbytes):
+        found = fit_kmeans(table, **step.parameters)
+        session.engine.backend.synchronize()
+    missing = int((~table.valid).sum())
+    if missing:
+        session.clock.findings[f"{step.name}: pixels without data, in no cluster"] = missing
+    if found.n_iter >= step.parameters["max_iter"] and step.parameters["tol"] > 0:
+        session.clock.findings[f"{step.name}: stopped by max_iter before it settled, after iterations"] = found.n_iter
+    return found
+
+
+def write_clusters(group: Any, found: KMeansResult, image: xr.DataArray, *, arrays: list[str]) -> dict[str, Any]:
+    """Write labels, centroids and spectra; return what ``run.json`` says of them."""
+    feature = "tof" if "tof" in image.dims else "feature"
+    if "labels" in arrays:
+        _write_array(group, "labels", found.labels, tuple(d for d in map(str, image.dims) if d != "tof"))
+    if "spectra" in arrays:
+        _write_array(group, "spectra", found.spectra, ("cluster", feature))
+        _write_array(group, "centroids", found.centroids, ("cluster", feature))
+    return {
+        "n_clusters": len(found.centroids),
+        "inertia": found.inertia,
+        "n_iter": found.n_iter,
+        "pixels": found.pixels,
+        "no_data": int(found.labels.size - found.pixels.sum()),
+    }
+
+
+def _write_coords(group: Any, image: xr.DataArray) -> None:
+    for name, values in image.coords.items():
+        _write_array(group, str(name), values.values, tuple(map(str, values.dims)), units=UNITS.get(str(name), ""))
+
+
+def _write_array(group: Any, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: Any) -> None:
+    from niseg_gpu.io.save import create_array
+
+    array = create_array(
+        group, name, shape=values.shape, dtype=values.dtype, dims=dims, chunks=values.shape, attrs=attrs
+    )
+    array[...] = values
+
+
+def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[str, Any]:
+    """What ``run.json`` holds, but for the costs."""
+    sample = session.inputs.sample
+    files = sample.attrs.get("files", [])
+    return {
+        "niseg_gpu": importlib.metadata.version("niseg-gpu"),
+        "started": started,
+        "device": {
+            "name": session.engine.backend.name,
+            "hardware": session.engine.backend.describe(),
+            "workers": session.workers,
+            "reason": session.reason,
+        },
+        "versions": versions(),
+        "pipeline": session.pipeline.as_mapping(),
+        "input": {
+            "path": session.pipeline.input.path,
+            "shape": list(sample.shape),
+            "dims": list(sample.dims),
+            "dtype": str(sample.dtype),
+            "bytes": int(sample.nbytes),
+            "files": len(set(files)),
+            "quantity": StackInfo.of(sample).quantity,
+        },
+        "findings": [f"{what}: {number}" for what, number in session.clock.findings.items()],
+        "results": results,
+    }
+
+
+def _costs(session: Session, *, seconds: float) -> dict[str, Any]:
+    """Seconds and GB/s by step; those of steps that run in several threads are per thread."""
+    clock = session.clock
+    rows = []
+    for name, took in clock.seconds.items():
+        if name == "to device" and session.engine.backend.name == "cpu":
+            continue
+        parallel = name not in ("kmeans", "report", "all blocks (wall)")
+        wall = took / session.workers if parallel else took
+        row = {"name": name, "seconds": round(wall, 4), "bytes": clock.bytes[name]}
+        if clock.bytes[name] and wall > 0:
+            row["gb_per_s"] = round(clock.bytes[name] / wall / 1e9, 3)
+        rows.append(row)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform != "darwin" else 1)
+    return {"seconds": round(seconds, 3), "steps": rows, "peak_memory_gb": round(peak / 1e9, 3)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that compute."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        for name in (package, f"{package}-cuda13x", f"{package}-cu13", f"{package}-cuda12x", f"{package}-cu12"):
+            try:
+                found[package] = importlib.metadata.version(name)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found

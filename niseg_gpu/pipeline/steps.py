@@ -1,0 +1,71 @@
+"""The table of steps: all the engine and the command line know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from niseg_gpu import correct, kmeans, spots, tof
+
+
+def _no_halo(**_: Any) -> int:
+    return 0
+
+
+def _same(info: Any, **_: Any) -> Any:
+    return info
+
+
+class Op(NamedTuple):
+    """One step.
+
+    Attributes
+    ----------
+    apply : callable or None
+        ``(block, **state) -> block``, or ``(block, mask)`` where `mask` is true. None: the step ends the pipeline.
+    fit : callable or None
+        ``(before, **parameters) -> state``. None: the parameters are the state.
+    check : callable or None
+        ``(before, **parameters)``; raises what can be known without reading data. None: `fit` reads none and does it.
+    describe : callable
+        ``(info, **state) -> info``: axes, dtype and quantity afterwards.
+    halo : callable
+        ``(**state) -> pixels`` in y and x that a block must see beyond its border.
+    whole : frozenset of str
+        Axes that a block may not split; a stack without them has no use for the step.
+    mask : bool
+        Whether `apply` also gives a mask.
+    """
+
+    apply: Callable[..., Any] | None
+    fit: Callable[..., Any] | None = None
+    check: Callable[..., None] | None = None
+    describe: Callable[..., Any] = _same
+    halo: Callable[..., int] = _no_halo
+    whole: frozenset[str] = frozenset()
+    mask: bool = False
+
+
+TOF = frozenset({"tof"})
+
+OPS: dict[str, Op] = {
+    "overlap_correct": Op(
+        correct.overlap_correct,
+        fit=correct.fit_overlap_correct,
+        describe=correct.describe_overlap_correct,
+        whole=TOF,
+    ),
+    "assign_wavelength": Op(tof.assign_wavelength, describe=tof.describe_assign_wavelength),
+    "select_tof": Op(tof.select_tof, fit=tof.fit_select_tof, describe=tof.describe_select_tof, whole=TOF),
+    "rebin_tof": Op(tof.rebin_tof, fit=tof.fit_rebin_tof, describe=tof.describe_rebin_tof, whole=TOF),
+    "remove_spots": Op(
+        spots.remove_spots, check=spots.check_remove_spots, halo=spots.halo_remove_spots, mask=True
+    ),
+    "normalize": Op(
+        correct.normalize, fit=correct.fit_normalize, check=correct.check_normalize, describe=correct.describe_normalize
+    ),
+    "scale_spectra": Op(
+        correct.scale_spectra, check=correct.check_scale_spectra, describe=correct.describe_scale_spectra, whole=TOF
+    ),
+    "kmeans": Op(None, fit=kmeans.fit_kmeans, check=kmeans.check_kmeans, whole=TOF),
+}

@@ -1,0 +1,68 @@
+"""What is known of a stack without its data: axes, coordinates, units, history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+UNITS = {"tof": "s", "tof_width": "s", "wavelength": "angstrom", "angle": "degree"}
+
+
+@dataclass(frozen=True)
+class StackInfo:
+    """Axes, dtype, coordinates and attributes of a stack.
+
+    Attributes
+    ----------
+    dims : tuple of str
+        Axis names, slowest first.
+    shape : tuple of int
+    dtype : numpy.dtype
+    coords : mapping of str to (N,) array
+        Along the first axis: ``tof`` (s, start of the bin), ``tof_width`` (s), ``wavelength`` (Å), ``angle`` (degree).
+    attrs : mapping
+        ``quantity``, ``files``, ``shutter_windows``, ``shutter_counts``.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    coords: Mapping[str, np.ndarray] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stack: xr.DataArray) -> StackInfo:
+        first = stack.dims[0]
+        coords = {str(k): v.values for k, v in stack.coords.items() if v.dims == (first,)}
+        return cls(tuple(map(str, stack.dims)), stack.shape, stack.dtype, coords, dict(stack.attrs))
+
+    @property
+    def quantity(self) -> str:
+        return self.attrs.get("quantity", "counts")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(zip(self.dims, self.shape, strict=True))
+
+    def with_(self, **changes: Any) -> StackInfo:
+        """Return a copy; ``attrs`` given here are merged into the old ones, None removes one."""
+        if "attrs" in changes:
+            merged = {**self.attrs, **changes["attrs"]}
+            changes["attrs"] = {k: v for k, v in merged.items() if v is not None}
+        return replace(self, **changes)
+
+    def wrap(self, data: Any, *, name: str = "image") -> xr.DataArray:
+        """Return `data` as a DataArray with these axes, coordinates and attributes."""
+        import xarray as xr
+
+        stack = xr.DataArray(data, dims=self.dims, name=name, attrs=dict(self.attrs))
+        for coord, values in self.coords.items():
+            attrs = {"units": UNITS[coord]} if coord in UNITS else {}
+            stack = stack.assign_coords({coord: (self.dims[0], values, attrs)})
+        return stack

@@ -1,0 +1,229 @@
+"""The time-of-flight axis: choosing bins, joining bins, wavelength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt
+
+from niseg_gpu.backend import backend_of
+from niseg_gpu.errors import UserError
+from niseg_gpu.stack import StackInfo
+
+PLANCK_OVER_NEUTRON_MASS = 3956.0340  # Å m / s, h / m_n from CODATA 2018
+
+
+def wavelength_of(tof_s: np.ndarray, *, flight_path_m: float, time_offset_s: float = 0.0) -> np.ndarray:
+    """Return the wavelength in Å of neutrons that need ``tof_s + time_offset_s`` for the flight path."""
+    return PLANCK_OVER_NEUTRON_MASS * (np.asarray(tof_s) + time_offset_s) / flight_path_m
+
+
+def need_tof(info: StackInfo, step: str) -> np.ndarray:
+    """Return the ToF coordinate, or say that `step` can't do without."""
+    if "tof" not in info.dims:
+        raise UserError(f"{step} needs a ToF axis, the stack has {info.dims}; name the axes with input.dims (--dims)")
+    if "tof" not in info.coords:
+        raise UserError(f"{step} needs the time of each bin; put the run's *_Spectra.txt beside its frames")
+    return np.asarray(info.coords["tof"])
+
+
+def select_tof(stack: Any, *, first: int, last: int) -> Any:
+    """Keep the ToF bins `first` to `last`, inclusive, of an (N, ...) block."""
+    return stack[first : last + 1, ...]
+
+
+def fit_select_tof(
+    before: Any,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    tof_s: tuple[float, float] | None = None,
+    wavelength_angstrom: tuple[float, float] | None = None,
+) -> dict[str, int]:
+    """Resolve the choice to bin numbers.
+
+    Parameters
+    ----------
+    first, last : int, optional
+        Bins to keep, inclusive, from 0; the ends of the run by default.
+    tof_s : (float, float), optional
+        Keep the bins that begin in this range of ToF in s, ends included.
+    wavelength_angstrom : (float, float), optional
+        Keep the bins whose middle lies in this range of wavelength in Å, ends included.
+    """
+    info = before.info
+    ways = [first is not None or last is not None, tof_s is not None, wavelength_angstrom is not None]
+    if sum(ways) != 1:
+        raise UserError("select_tof takes one of: first and last, tof_s, wavelength_angstrom")
+    if "tof" not in info.dims:
+        need_tof(info, "select_tof")
+    n = info.sizes["tof"]
+    if ways[0]:
+        first, last = 0 if first is None else first, n - 1 if last is None else last
+        if not 0 <= first <= last < n:
+            raise UserError(f"select_tof got first {first} and last {last}; allowed: 0 <= first <= last <= {n - 1}")
+        return {"first": first, "last": last}
+    if tof_s is not None:
+        axis, values, span, unit = "tof_s", need_tof(info, "select_tof"), tof_s, "s"
+    else:
+        axis, values, span, unit = "wavelength_angstrom", info.coords.get("wavelength"), wavelength_angstrom, "Å"
+        if values is None:
+            raise UserError("select_tof by wavelength_angstrom needs assign_wavelength before it")
+    inside = np.flatnonzero((values >= span[0]) & (values <= span[1]))
+    if not len(inside):
+        raise UserError(
+            f"select_tof got {axis} {list(span)}: no bin lies there; the run has {values.min():g} to {values.max():g} {unit}"
+        )
+    return {"first": int(inside[0]), "last": int(inside[-1])}
+
+
+def describe_select_tof(info: StackInfo, *, first: int, last: int) -> StackInfo:
+    """The axes after `select_tof`."""
+    keep = slice(first, last + 1)
+    coords = {name: values[keep] for name, values in info.coords.items()}
+    attrs: dict[str, Any] = {"shutter_windows": None, "shutter_counts": None}
+    for name in ("files", "bin_triggers"):
+        if len(info.attrs.get(name) or ()) == info.shape[0]:
+            attrs[name] = list(info.attrs[name])[keep]
+    return info.with_(shape=(last - first + 1, *info.shape[1:]), coords=coords, attrs=attrs)
+
+
+Group = tuple[int, int, float, float]
+
+
+def rebin_tof(stack: Any, *, groups: Sequence[Group], mean: bool) -> Any:
+    """Join ToF bins of an (N, ...) block.
+
+    Parameters
+    ----------
+    stack : (N, ...) array
+    groups : sequence of (first, last, weight of first, weight of last)
+        Bins that make each new one, inclusive; those in between count whole.
+    mean : bool
+        Divide by the sum of the weights: right for transmission, where counts are summed.
+
+    Returns
+    -------
+    (len(groups), ...) float32 array
+    """
+    xp = backend_of(stack).xp
+    out = xp.empty((len(groups), *stack.shape[1:]), dtype=xp.float32)
+    for i, (first, last, of_first, of_last) in enumerate(groups):
+        if of_first == of_last == 1:
+            total = xp.sum(stack[first : last + 1, ...], axis=0, dtype=xp.float32)
+        else:
+            total = xp.astype(stack[first, ...], xp.float32) * of_first
+            if last > first:
+                total = total + xp.astype(stack[last, ...], xp.float32) * of_last
+            if last > first + 1:
+                total = total + xp.sum(stack[first + 1 : last, ...], axis=0, dtype=xp.float32)
+        out[i, ...] = total / weight_of((first, last, of_first, of_last)) if mean else total
+    return out
+
+
+def weight_of(group: Group) -> float:
+    """How many old bins go into a new one."""
+    first, last, of_first, of_last = group
+    return of_first if first == last else of_first + of_last + (last - first - 1)
+
+
+def fit_rebin_tof(
+    before: Any,
+    *,
+    factor: Annotated[int, Ge(1)] | None = None,
+    edges_s: Sequence[float] | None = None,
+    how: Literal["auto", "sum", "mean"] = "auto",
+) -> dict[str, Any]:
+    """Resolve the new bins to groups of old ones.
+
+    Parameters
+    ----------
+    factor : int, optional
+        Join this many bins; what is left at the end makes a narrower last bin, so that no count is lost.
+    edges_s : sequence of float, optional
+        Edges of the new bins in s; an old bin cut by an edge is shared in proportion to time.
+    how : {"auto", "sum", "mean"}
+        ``auto`` sums counts and averages everything else (transmission, scaled spectra).
+    """
+    info = before.info
+    if (factor is None) == (edges_s is None):
+        raise UserError("rebin_tof takes one of: factor, edges_s")
+    if "tof" not in info.dims:
+        need_tof(info, "rebin_tof")
+    n = info.sizes["tof"]
+    if factor is not None:
+        if not 1 <= factor <= n:
+            raise UserError(f"rebin_tof got factor {factor}; allowed: 1 to the number of bins, {n}")
+        groups = [(i, min(i + factor, n) - 1, 1.0, 1.0) for i in range(0, n, factor)]
+    else:
+        groups = _cut(need_tof(info, "rebin_tof"), np.asarray(info.coords["tof_width"]), edges_s)
+    return {"groups": groups, "mean": how == "mean" or (how == "auto" and not info.quantity.startswith("counts"))}
+
+
+def _cut(start: np.ndarray, width: np.ndarray, edges_s: Sequence[float]) -> list[Group]:
+    edges, end = np.asarray(edges_s, dtype=float), start + width
+    if len(edges) < 2 or np.any(np.diff(edges) <= 0):
+        raise UserError(f"rebin_tof got edges_s {list(edges_s)[:5]}; allowed: at least two, growing")
+    groups = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        share = (np.minimum(end, high) - np.maximum(start, low)) / width
+        inside = np.flatnonzero(share > 1e-9)
+        if not len(inside):
+            raise UserError(
+                f"rebin_tof: no data between the edges {low:g} and {high:g} s; the run covers {start[0]:g} to {end[-1]:g} s"
+            )
+        share = np.where(share > 1 - 1e-9, 1.0, share)
+        first, last = int(inside[0]), int(inside[-1])
+        groups.append((first, last, float(share[first]), float(share[last])))
+    return groups
+
+
+def describe_rebin_tof(info: StackInfo, *, groups: Sequence[Group], mean: bool) -> StackInfo:
+    """The axes after `rebin_tof`: a new bin begins where its first old one does and is as wide as all of them."""
+    coords = {}
+    width = info.coords.get("tof_width")
+    if "tof" in info.coords:
+        tof = np.asarray(info.coords["tof"])
+        late = np.array([0.0 if width is None else (1 - g[2]) * width[g[0]] for g in groups])
+        coords["tof"] = np.array([tof[g[0]] for g in groups]) + late
+    for name, average in (("tof_width", False), ("wavelength", True)):
+        if name in info.coords:
+            values = np.asarray(info.coords[name])
+            coords[name] = np.array([_gather(values, g, average) for g in groups])
+    attrs: dict[str, Any] = {"shutter_windows": None, "shutter_counts": None}
+    triggers = info.attrs.get("bin_triggers")
+    if triggers is not None:
+        attrs["bin_triggers"] = [_gather(np.asarray(triggers, dtype=float), g, True) for g in groups]
+    if len(info.attrs.get("files") or ()) == info.shape[0]:
+        attrs["files"] = [info.attrs["files"][g[0]] for g in groups]
+    return info.with_(shape=(len(groups), *info.shape[1:]), dtype=np.dtype(np.float32), coords=coords, attrs=attrs)
+
+
+def _gather(values: np.ndarray, group: Group, average: bool) -> float:
+    first, last, of_first, of_last = group
+    weights = np.ones(last - first + 1)
+    weights[-1], weights[0] = of_last, of_first
+    return float((weights * values[first : last + 1]).sum() / (weights.sum() if average else 1))
+
+
+def assign_wavelength(stack: Any, *, flight_path_m: Annotated[float, Gt(0)], time_offset_s: float = 0.0) -> Any:
+    """Tell the axes the wavelength of each bin; the data stay as they are.
+
+    Parameters
+    ----------
+    stack : (N, ...) array
+    flight_path_m : float
+        Distance from source to detector in m.
+    time_offset_s : float
+        Added to the ToF of the files, in s: positive where the neutrons started before the trigger.
+    """
+    return stack
+
+
+def describe_assign_wavelength(info: StackInfo, *, flight_path_m: float, time_offset_s: float = 0.0) -> StackInfo:
+    """The axes with the wavelength in Å at the middle of each bin."""
+    middle = need_tof(info, "assign_wavelength") + 0.5 * np.asarray(info.coords.get("tof_width", 0.0))
+    wavelength = wavelength_of(middle, flight_path_m=flight_path_m, time_offset_s=time_offset_s)
+    return info.with_(coords={**info.coords, "wavelength": wavelength})
