@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.check import check_file, check_stack
 from niseg_gpu.io.source import Source
 
 _NPZ_MEMBER = re.compile(r"^(?P<file>.*\.npz):/*(?P<name>.+)$", re.IGNORECASE | re.DOTALL)
@@ -100,8 +101,7 @@ def open_npy(path: Path) -> Source:
     name = None
     if named and not path.exists():
         path, name = Path(named["file"]), named["name"]
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
+    check_file(path)
     try:
         with path.open("rb") as stream:
             zipped = stream.read(2) == b"PK"
@@ -162,12 +162,7 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, n
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     except (ValueError, EOFError) as error:
         raise UserError(f"{path}: not a npy file ({error}); save it with numpy.save") from error
-    if dtype.kind not in "biuf":
-        raise UserError(
-            f"{path}: holds values of type {dtype}; allowed: real numbers and bool; convert them and save again"
-        )
-    if len(shape) < 2 or 0 in shape:
-        raise UserError(f"{path}: shape {shape}; needed: 2 or more dimensions, none of length 0")
+    check_stack(str(path), shape=shape, dtype=dtype)
     return shape, fortran, dtype
 
 
