@@ -1,0 +1,353 @@
+"""Read HDF5 and NeXus files lazily; split tomographies by the ``image_key`` of NXtomo.
+
+NeXus: M. Könnecke et al., J. Appl. Cryst. 48 (2015) 301, doi:10.1107/S1600576714027575.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.check import check_file, check_stack
+from niseg_gpu.io.source import Source
+
+if TYPE_CHECKING:
+    import h5py
+
+_FIRST_FOREIGN_FILTER, _LZF = 256, 32000  # numbers of filters; h5py brings LZF along
+IMAGE_KEYS = {"sample": 0, "open_beam": 1, "dark": 2}  # NXtomo; 3 marks an invalid frame
+RECORD = "niseg_gpu"  # group beside the NXdata group in which `save` notes names, dims and attributes
+_AXES = {name: name for name in ("tof", "angle", "z", "y", "x")}
+_AXES |= {"time_of_flight": "tof", "rotation_angle": "angle"}  # as NeXus has them
+_TIME = {
+    "s": 1.0,
+    "second": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+    "\u00b5s": 1e-6,
+    "\u03bcs": 1e-6,
+    "microsecond": 1e-6,
+    "ns": 1e-9,
+}
+_TURN = {"degree": 1.0, "deg": 1.0, "rad": 180 / np.pi, "radian": 180 / np.pi}
+_UNITS = {"tof": _TIME, "angle": _TURN}
+
+
+class H5Array:
+    """A dataset, or some of its rows; each reading opens the file and closes it again.
+
+    So no handle is open in a fork, in a pickle, or while another program wants the file. Opening takes well under a
+    millisecond; HDF5 itself lets one thread read at a time.
+    """
+
+    def __init__(
+        self, path: str, dataset: h5py.Dataset, *, rows: np.ndarray | None = None, plugins: bool = False
+    ) -> None:
+        self.path = path
+        self.name = dataset.name
+        self.rows = rows
+        self.plugins = plugins
+        self.shape = dataset.shape if rows is None else (len(rows), *dataset.shape[1:])
+        self.dtype = np.dtype(dataset.dtype.newbyteorder("=").str)  # without h5py's notes on the type
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        spans = [range(*part.indices(length)) for part, length in zip(key, self.shape, strict=True)]
+        values = np.empty([len(span) for span in spans], self.dtype)
+        if values.size == 0:
+            return values
+        if self.plugins:
+            _load_plugins()
+        rest = tuple(slice(span.start, span.stop) for span in spans[1:])
+        rows = np.arange(spans[0].start, spans[0].stop) if self.rows is None else self.rows[key[0]]
+        try:
+            with _open(self.path) as file:
+                dataset = file[self.name]
+                for into, run in _contiguous_runs(rows):
+                    dataset.read_direct(values[into], source_sel=(run, *rest))
+        except (OSError, KeyError) as error:
+            raise UserError(
+                f"{self.path}:{self.name}: cannot be read ({error}); copy the file again, or leave it out"
+            ) from error
+        return values
+
+
+def open_hdf5(path: Path, dataset: str | None = None) -> Source:
+    """Open one array of an HDF5 or NeXus file without reading its values.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    dataset : str, optional
+        Path of the dataset in the file, or of a group to look in. Without it: the sample frames of an NXtomo entry,
+        else the plot that a NeXus file names as its default, else the only 2-D or 3-D dataset.
+
+    Returns
+    -------
+    Source
+        With ``dims``, ``coords`` and ``attrs`` where the file tells them, as those written by `save` do. Chunked
+        datasets have their chunk as ``block``.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or no HDF5 file, if the dataset does not exist, cannot be chosen, holds no real numbers
+        or needs a filter that is not installed.
+    """
+    check_file(path)
+    with _open(path) as file:
+        found = _look_up(file, dataset, path)
+        if _is_dataset(found):
+            return _source_of(found, path)
+        if _tomographies(found):
+            sources = _split_tomography(found, path)
+            if "sample" not in sources:
+                raise UserError(
+                    f"{path}: has {' and '.join(sources)} frames but none of the sample (image_key 0); name a dataset"
+                )
+            return sources["sample"]
+        return _source_of(_default_plot(found) or _only_dataset(found, path), path)
+
+
+def open_nxtomo(path: Path, dataset: str | None = None) -> dict[str, Source]:
+    """Split a tomography by its ``image_key`` (NXtomo), reading no frames.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    dataset : str, optional
+        Path in the file of the entry, or anything in it, where the file holds several.
+
+    Returns
+    -------
+    dict of str to Source
+        ``sample`` (image_key 0), ``open_beam`` (1) and ``dark`` (2), those present; dims ``(angle, y, x)``, coordinate
+        ``angle`` in degrees where the file has ``rotation_angle``. The number of other frames (3, invalid) is in
+        ``attrs["frames_left_out"]``.
+
+    Raises
+    ------
+    UserError
+        If there is no ``image_key``, more than one tomography, or not one key per frame.
+    """
+    check_file(path)
+    with _open(path) as file:
+        found = _look_up(file, dataset, path)
+        while not _tomographies(found) and found.name != "/" and not _is_class(found, "NXentry"):
+            found = found.parent
+        return _split_tomography(found, path)
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[h5py.File]:
+    import h5py
+
+    try:
+        file = h5py.File(path, "r", locking="best-effort")  # some cluster file systems have no locks
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read; ask its owner for read permission") from error
+    except OSError as error:
+        raise UserError(f"{path}: not a whole HDF5 file ({error}); copy the file again") from error
+    with file:
+        yield file
+
+
+def _contiguous_runs(rows: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Cut sorted row numbers into (where they go, where they lie) pairs of slices: HDF5 reads those fast."""
+    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+    for start, stop in zip([0, *cuts], [*cuts, len(rows)], strict=True):
+        yield slice(start, stop), slice(rows[start], rows[stop - 1] + 1)
+
+
+def _is_dataset(found: Any) -> bool:
+    import h5py
+
+    return isinstance(found, h5py.Dataset)
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _is_class(found: Any, nx_class: str) -> bool:
+    return _text(found.attrs.get("NX_class")) == nx_class
+
+
+def _datasets(group: h5py.Group) -> list[h5py.Dataset]:
+    found: list[h5py.Dataset] = []
+    group.visititems(lambda _, item: found.append(item) if _is_dataset(item) else None)
+    return found
+
+
+def _look_up(file: h5py.File, dataset: str | None, path: Path) -> h5py.Dataset | h5py.Group:
+    if dataset is None:
+        return file
+    if dataset not in file:
+        names = [item.name for item in _datasets(file) if item.ndim >= 2]
+        raise UserError(f"{path}: holds no dataset {dataset!r}{suggest(dataset, names)}")
+    return file[dataset]
+
+
+def _only_dataset(group: h5py.Group, path: Path) -> h5py.Dataset:
+    candidates = [item for item in _datasets(group) if item.ndim in (2, 3) and item.dtype.kind in "biuf"]
+    if len(candidates) != 1:
+        listed = ", ".join(f"{item.name} {item.shape}" for item in candidates) or "none"
+        raise UserError(
+            f"{path}: {len(candidates)} datasets of 2 or 3 dimensions ({listed}); name one: {path.name}:/NAME"
+        )
+    return candidates[0]
+
+
+def _default_plot(group: h5py.Group) -> h5py.Dataset | None:
+    """Follow the ``default`` attributes of NeXus down to the signal of an NXdata group."""
+    while "default" in group.attrs and (name := _text(group.attrs["default"])) in group:
+        group = group[name]
+    signal = _text(group.attrs.get("signal", "")) if _is_class(group, "NXdata") else ""
+    return group[signal] if isinstance(signal, str) and signal in group else None
+
+
+def _source_of(dataset: h5py.Dataset, path: Path) -> Source:
+    array = _array_of(dataset, path)
+    dims, coords, attrs = _recorded(dataset) or _nxdata_axes(dataset)
+    return Source(array=array, files=(str(path),), dims=dims, block=_block(dataset), coords=coords, attrs=attrs)
+
+
+def _array_of(dataset: h5py.Dataset, path: Path, *, rows: np.ndarray | None = None) -> H5Array:
+    where = f"{path}:{dataset.name}"
+    check_stack(where, shape=dataset.shape or (), dtype=dataset.dtype)
+    return H5Array(str(path), dataset, rows=rows, plugins=_needs_plugins(dataset, where))
+
+
+def _block(dataset: h5py.Dataset) -> tuple[int, ...]:
+    return dataset.chunks or (*(1,) * (dataset.ndim - 1), dataset.shape[-1])
+
+
+def _needs_plugins(dataset: h5py.Dataset, where: str) -> bool:
+    """Whether a compression filter outside HDF5 itself is needed; an error if it is not to be had."""
+    import h5py
+
+    created = dataset.id.get_create_plist()
+    codes = {code: name for code, _, _, name in map(created.get_filter, range(created.get_nfilters()))}
+    if not all(map(h5py.h5z.filter_avail, codes)):
+        _load_plugins()
+    for code, name in codes.items():
+        if not h5py.h5z.filter_avail(code):
+            name = _text(name) or "a filter"
+            raise UserError(f"{where}: compressed with {name} ({code}), not installed here; install hdf5plugin")
+    return any(code >= _FIRST_FOREIGN_FILTER and code != _LZF for code in codes)
+
+
+def _load_plugins() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("hdf5plugin"):
+        __import__("hdf5plugin")
+
+
+def _recorded(dataset: h5py.Dataset) -> tuple[tuple[str, ...], dict[str, np.ndarray], dict[str, Any]] | None:
+    """Return dims, coords and attrs as `save` noted them, None for the files of others."""
+    note = dataset.parent.parent.get(f"{RECORD}/data")
+    if note is None:
+        return None
+    record = json.loads(_text(note[()]))
+    if record.get("name") != dataset.name.rpartition("/")[2]:
+        return None
+    coords = {name: dataset.parent[name][()] for name, dims in record["coords"].items() if len(dims) == 1}
+    return tuple(record["dims"]), coords, record["attrs"]
+
+
+def _nxdata_axes(dataset: h5py.Dataset) -> tuple[tuple[str, ...] | None, dict[str, np.ndarray], dict[str, Any]]:
+    """Return what the NXdata group around a signal says of its axes, as far as we know their names."""
+    group = dataset.parent
+    axes = [_text(axis) for axis in np.atleast_1d(group.attrs.get("axes", []))] if _is_class(group, "NXdata") else []
+    dims = tuple(_AXES.get(axis) for axis in axes)
+    if _text(group.attrs.get("signal")) != dataset.name.rpartition("/")[2] or len(dims) != dataset.ndim or None in dims:
+        return None, {}, {}
+    coords: dict[str, np.ndarray] = {}
+    for axis, dim, length in zip(axes, dims, dataset.shape, strict=True):
+        if dim in _UNITS and axis in group:
+            coords |= _axis_coords(dim, group[axis], length)
+    return dims, coords, {}
+
+
+def _axis_coords(dim: str, axis: h5py.Dataset, length: int) -> dict[str, np.ndarray]:
+    values = np.atleast_1d(_in_our_units(dim, axis))
+    if dim == "tof" and values.shape == (length + 1,):  # edges of the bins
+        return {"tof": values[:-1], "tof_width": np.diff(values)}
+    return {dim: values} if values.shape == (length,) else {}
+
+
+def _in_our_units(dim: str, axis: h5py.Dataset) -> np.ndarray:
+    known = _UNITS[dim]
+    unit = str(_text(axis.attrs.get("units", next(iter(known))))).strip()
+    if (factor := known.get(unit, known.get(unit.lower().removesuffix("s")))) is None:
+        where = f"{axis.file.filename}:{axis.name}"
+        raise UserError(f"{where}: units {unit!r}; allowed: {', '.join(known)}; mend the units attribute")
+    return np.asarray(axis[()], dtype="f8") * factor
+
+
+def _tomographies(group: h5py.Group) -> list[h5py.Group]:
+    """Return the groups that hold an ``image_key`` and the frames it sorts, one for each set of frames."""
+    import h5py
+
+    if _is_dataset(group):
+        return []
+    found: dict[tuple[int, int], h5py.Group] = {}
+
+    def visit(_: str, item: Any) -> None:
+        if not _is_dataset(item) and "image_key" in item and _is_dataset(item.get("data")):
+            info = h5py.h5o.get_info(item["data"].id)  # links lead to the same frames more than once
+            found.setdefault((info.fileno, info.addr), item)
+
+    visit("", group)
+    group.visititems(visit)
+    return list(found.values())
+
+
+def _split_tomography(group: h5py.Group, path: Path) -> dict[str, Source]:
+    found = _tomographies(group)
+    if len(found) != 1:
+        listed = ", ".join(item.name for item in found) or "none"
+        raise UserError(f"{path}: {len(found)} groups with data and image_key ({listed}); needed: one; name its path")
+    data, keys = found[0]["data"], np.atleast_1d(found[0]["image_key"][()])
+    if data.ndim != 3 or keys.shape != data.shape[:1]:
+        raise UserError(
+            f"{path}:{data.name}: shape {data.shape}, image_key of {keys.size}; needed: 3 dimensions, one key a frame"
+        )
+    angle, attrs = _rotation_angle(found[0], len(keys))
+    attrs |= {"quantity": "counts", "frames_left_out": int(np.isin(keys, list(IMAGE_KEYS.values()), invert=True).sum())}
+    sources = {}
+    for name, key in IMAGE_KEYS.items():
+        rows = np.flatnonzero(keys == key)
+        if rows.size:
+            sources[name] = Source(
+                array=_array_of(data, path, rows=rows),
+                files=(str(path),),
+                dims=("angle", "y", "x"),
+                block=_block(data),
+                coords={} if angle is None else {"angle": angle[rows]},
+                attrs=attrs,
+            )
+    return sources
+
+
+def _rotation_angle(group: h5py.Group, frames: int) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Return the angle of each frame in degrees, from beside the frames or from the entry's sample."""
+    entry = group
+    while entry.name != "/" and not _is_class(entry, "NXentry"):
+        entry = entry.parent
+    places = (group, *(entry[name] for name in ("sample", "data") if name in entry))
+    for place in places:
+        if "rotation_angle" in place:
+            angle = np.atleast_1d(_in_our_units("angle", place["rotation_angle"]))
+            if angle.shape == (frames,):
+                return angle, {}
+            return None, {"rotation_angle": f"{angle.size} values for {frames} frames, left out"}
+    return None, {}
