@@ -34,9 +34,10 @@ def cut_regions(
     if dims[axis] == "y":
         thick = max(thick, 16 * halo, 1)
     blocks = math.ceil(shape[axis] / thick)
-    edges = [shape[axis] * i // blocks for i in range(blocks + 1)]  # even, so that no worker waits for a large last one
+    thick = math.ceil(shape[axis] / blocks)  # alike, so that no worker waits for a large last one
     full = [slice(0, n) for n in shape]
-    return [tuple([*full[:axis], slice(a, b), *full[axis + 1 :]]) for a, b in zip(edges, edges[1:], strict=False)]
+    starts = range(0, shape[axis], thick)
+    return [tuple([*full[:axis], slice(a, min(a + thick, shape[axis])), *full[axis + 1 :]]) for a in starts]
 
 
 def widen(region: Region, shape: tuple[int, ...], *, halo: int) -> tuple[Region, Region]:

@@ -115,6 +115,13 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Source:
         return _source_of(_default_plot(found) or _only_dataset(found, path), path)
 
 
+def is_nxtomo(path: Path, dataset: str | None = None) -> bool:
+    """Return whether a file, or a group of it, holds frames sorted by an ``image_key``."""
+    check_file(path)
+    with _open(path) as file:
+        return bool(_tomographies(_look_up(file, dataset, path)))
+
+
 def open_nxtomo(path: Path, dataset: str | None = None) -> dict[str, Source]:
     """Split a tomography by its ``image_key`` (NXtomo), reading no frames.
 

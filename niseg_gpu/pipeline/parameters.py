@@ -21,7 +21,7 @@ def parameters_of(step: str) -> type[BaseModel]:
     function = op.fit or op.apply
     assert function is not None
     hints = get_type_hints(function, include_extras=True)
-    texts = _described(function)
+    texts = described(function)
     fields: dict[str, Any] = {}
     for name, p in inspect.signature(function).parameters.items():
         if p.kind is p.KEYWORD_ONLY:
@@ -36,7 +36,7 @@ def summary_of(step: str) -> str:
     return (inspect.getdoc(op.apply or op.fit) or "").partition("\n")[0]
 
 
-def _described(function: Callable[..., Any]) -> dict[str, str]:
+def described(function: Callable[..., Any]) -> dict[str, str]:
     """The texts of a numpydoc ``Parameters`` section by parameter name."""
     doc = inspect.getdoc(function) or ""
     section = re.search(r"Parameters\n-+\n(.*?)(?:\n\n\w+\n-+\n|\Z)", doc, re.DOTALL)

@@ -15,13 +15,13 @@ import numpy as np
 from niseg_gpu.errors import UserError
 
 
-def check_folder(path: Path, *, overwrite: bool) -> None:
-    """Refuse a results folder that exists, unless it is an earlier result to be replaced, or that can't be made."""
+def check_folder(path: Path, *, overwrite: bool, sign: str = "run.json") -> None:
+    """Refuse a folder that exists, unless it is an earlier result (it holds `sign`) to be replaced, or that can't be made."""
     if path.exists() or path.is_symlink():
         if not overwrite:
             raise UserError(f"{path} exists; give another --out, or replace it with --overwrite")
-        if not (path / "run.json").is_file():
-            raise UserError(f"{path} exists and holds no earlier result (no run.json), so it is not replaced; give another --out")
+        if not (path / sign).is_file():
+            raise UserError(f"{path} exists and is no earlier result (no {sign} in it), so it is not replaced; give another --out")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -30,9 +30,9 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def staged_folder(path: Path, *, overwrite: bool, sign: str = "run.json") -> Iterator[Path]:
     """Give a folder to fill; it gets its name when the block ends well and vanishes when it does not."""
-    check_folder(path, overwrite=overwrite)
+    check_folder(path, overwrite=overwrite, sign=sign)
     staging = path.absolute().parent / f".{path.name}.partial-{os.getpid()}"
     try:
         staging.mkdir(parents=True)

@@ -155,7 +155,7 @@ def store_blocks(session: Session, applied: Applied, group: Any, *, quiet: bool)
     """Compute every block once and write it wherever it is wanted."""
     import dask.array as da
 
-    from niseg_gpu.io.save import create_array
+    from niseg_gpu.io.zarr import align_chunks, create_array
 
     backend, clock, kept = session.engine.backend, session.clock, session.pipeline.output.arrays
     image = applied.image
@@ -178,7 +178,7 @@ def store_blocks(session: Session, applied: Applied, group: Any, *, quiet: bool)
                     shape=stack.shape,
                     dtype=stack.dtype,
                     dims=_mask_dims(stack, image),
-                    chunks=tuple(c[0] for c in stack.chunks),
+                    chunks=align_chunks(stack.chunks, itemsize=stack.dtype.itemsize),
                     attrs={"units": stack.attrs.get("quantity", "")} if stack is image else {},
                 )
                 pairs.append((stack, HostTarget(array, backend=backend, clock=clock)))
@@ -186,6 +186,16 @@ def store_blocks(session: Session, applied: Applied, group: Any, *, quiet: bool)
         with clock.timing("all blocks (wall)", image.size * 4):
             da.store([s.data for s, _ in pairs], [t for _, t in pairs], lock=False)
     return table, sums
+
+
+def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> PixelTable:
+    """Compute every block once and gather the spectra; nothing is kept on disk."""
+    import dask.array as da
+
+    table = PixelTable(session.engine.backend, shape=image.shape, features="tof" in image.dims)
+    watch = SumTarget(session.engine.backend, shape=image.shape, dtype=np.float64, progress=progress)
+    da.store([image.data, image.data], [table, watch], lock=False)
+    return table
 
 
 def _mask_dims(stack: xr.DataArray, image: xr.DataArray) -> tuple[str, ...]:
@@ -235,7 +245,7 @@ def _write_coords(group: Any, image: xr.DataArray) -> None:
 
 
 def _write_array(group: Any, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: Any) -> None:
-    from niseg_gpu.io.save import create_array
+    from niseg_gpu.io.zarr import create_array
 
     array = create_array(
         group, name, shape=values.shape, dtype=values.dtype, dims=dims, chunks=values.shape, attrs=attrs

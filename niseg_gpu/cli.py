@@ -1,0 +1,308 @@
+"""The command line: arguments in, one call, one exit status out.
+
+Exit status: 0 done; 2 the user must mend something (one line); 1 a fault of ours; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from niseg_gpu.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+EPILOG = "Every command explains itself with --help."
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists what is allowed)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    logging.captureWarnings(True)
+    try:
+        options = build_parser().parse_args(argv)
+        _set_up_logging(options)
+        status = options.run(options) or 0
+    except UserError as error:
+        print(f"niseg-gpu: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("niseg-gpu: interrupted; nothing was left under a final name, run the same command again", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        status = 1
+    except Exception as error:
+        logging.getLogger("niseg_gpu").debug("the traceback of the fault", exc_info=True)
+        print(
+            f"niseg-gpu: a fault of ours: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
+            "please report it with the traceback that --verbose shows",
+            file=sys.stderr,
+        )
+        status = 1
+    sys.exit(status)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; the step commands come from the table of steps."""
+    from niseg_gpu.pipeline.parameters import summary_of
+    from niseg_gpu.pipeline.steps import OPS
+
+    parser = Parser(prog="niseg-gpu", description="Segment neutron images at full size, on CPU or GPU.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = _command(commands, "run", _run, "Run a pipeline into a folder of results.")
+    run.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
+    _add_run_options(run)
+    check = _command(commands, "check", _check, "Check a pipeline: everything that can be known without computing.")
+    check.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
+    _add_overrides(check)
+
+    demo = _command(commands, "demo", _demo, "Simulate a time-of-flight run and segment it.")
+    demo.add_argument("--out", default="niseg-demo", help="folder to make (default: niseg-demo)")
+    demo.add_argument("--size", choices=("small", "full"), default="small", help="small: 256x256, full: 512x512 x 916 bins")
+    demo.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo of the same name")
+
+    info = _command(commands, "info", _info, "Show devices, libraries and which of them each step would use.")
+    info.add_argument("--json", action="store_true", help="for programs to read")
+
+    simulate = commands.add_parser("simulate", help="Simulate data with known truth.")
+    kinds = simulate.add_subparsers(metavar="KIND", required=True)
+    _add_simulate_tof(kinds)
+
+    for name in OPS:
+        _add_step(commands, name, summary_of(name))
+    return parser
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    return f"niseg-gpu {importlib.metadata.version('niseg-gpu')}"
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    loudness.add_argument("--verbose", action="store_true", help="say what is done, and show tracebacks")
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), help="overrides compute.device")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as kmeans.n_clusters=4 or input.path=run43/"
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    _add_overrides(parser)
+    parser.add_argument("--out", help="overrides output.path")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of the same name")
+
+
+def _add_fields(parser: argparse.ArgumentParser, model: type[BaseModel], *, leave_out: Sequence[str] = ()) -> None:
+    """One option for each field of a pydantic model; values are read as YAML and checked by the model."""
+    for name, field in model.model_fields.items():
+        if name in leave_out:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        default = "required" if field.is_required() else f"default: {field.default}"
+        text = f"{field.description or ''} ({default})".replace("%", "%%").replace("``", "")
+        if field.annotation is bool:
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, dest=name, help=text)
+        else:
+            parser.add_argument(flag, default=argparse.SUPPRESS, dest=name, metavar="VALUE", help=text)
+
+
+def _given(options: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
+    """The fields that the user named, comma lists as lists."""
+    import yaml
+
+    values = {}
+    for name in model.model_fields:
+        if hasattr(options, name):
+            value = getattr(options, name)
+            if isinstance(value, str):
+                annotation = str(model.model_fields[name].annotation)
+                listed = "list" in annotation.lower() or "tuple" in annotation.lower() or "sequence" in annotation.lower()
+                value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value)
+            values[name] = value
+    return values
+
+
+def _scalar(text: str) -> Any:
+    """Numbers as numbers; everything else stays the text it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _add_step(commands: Any, step: str, text: str) -> None:
+    from niseg_gpu.pipeline.parameters import parameters_of
+    from niseg_gpu.pipeline.parse import Compute, Input
+    from niseg_gpu.pipeline.steps import OPS
+
+    parser = _command(commands, step.replace("_", "-"), _step, text)
+    parser.set_defaults(step=step)
+    parser.add_argument("input", metavar="IN", help="folder, glob or file to read")
+    parser.add_argument("output", metavar="OUT", help="file to write: .zarr, .tif, .h5 or .npy")
+    _add_fields(parser.add_argument_group("parameters"), parameters_of(step))
+    reading = parser.add_argument_group("reading and computing")
+    _add_fields(reading, Input, leave_out=("path",))
+    _add_fields(reading, Compute)
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    if OPS[step].mask:
+        parser.add_argument("--mask", metavar="FILE", help="also write the mask of spots")
+    if OPS[step].apply is None:
+        parser.add_argument("--spectra", metavar="FILE.csv", help="also write the mean spectrum of each cluster")
+
+
+def _add_simulate_tof(kinds: Any) -> None:
+    import inspect
+
+    from niseg_gpu.pipeline.parameters import described
+    from niseg_gpu.simulate.tof import simulate_tof
+
+    parser = _command(kinds, "tof", _simulate_tof, "Simulate a time-of-flight run with its open beam and its truth.")
+    parser.add_argument("output", metavar="OUT", help="folder to make")
+    texts = described(simulate_tof)
+    for name, p in inspect.signature(simulate_tof).parameters.items():
+        if p.kind is p.KEYWORD_ONLY:
+            flag, text = f"--{name.replace('_', '-')}", f"{texts.get(name, '')} (default: {p.default})".replace("%", "%%")
+            if isinstance(p.default, bool):
+                parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=p.default, help=text)
+            else:
+                kind = type(p.default) if isinstance(p.default, int | float) else str
+                parser.add_argument(flag, type=kind, default=p.default, metavar="VALUE", help=text)
+
+
+def _set_up_logging(options: argparse.Namespace) -> None:
+    level = logging.DEBUG if options.verbose else logging.ERROR if options.quiet else logging.WARNING
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("niseg-gpu: %(message)s"))
+    handler.setLevel(level)
+    logger = logging.getLogger("niseg_gpu")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+
+
+def _say(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        print(text)
+
+
+def _read(options: argparse.Namespace) -> Any:
+    from niseg_gpu.pipeline.parse import read_pipeline
+
+    overrides = list(options.set)
+    if options.device:
+        overrides.append(f"compute.device={options.device}")
+    if getattr(options, "out", None):
+        overrides.append(f"output.path={Path(options.out).absolute()}")
+    return read_pipeline(options.pipeline, overrides=overrides)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from niseg_gpu.pipeline.run import run_pipeline
+
+    out = run_pipeline(_read(options), overwrite=options.overwrite, quiet=options.quiet)
+    _say(options, summarize(out))
+
+
+def summarize(out: Path) -> str:
+    """Say in a few lines how a run ended and where its report is."""
+    import json
+
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    gigabytes = record["input"]["bytes"] / 1e9
+    lines = [
+        f"{gigabytes:.3g} GB in {record['seconds']:.3g} s on {record['device']['name']} ({record['device']['hardware']}), "
+        f"peak memory {record['peak_memory_gb']:.3g} GB"
+    ]
+    if not record["device"]["reason"].startswith(("asked", "a usable")):
+        lines.append(record["device"]["reason"])
+    lines += record["findings"]
+    lines.append(f"report: {out / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from niseg_gpu.pipeline.run import check_steps, open_session
+    from niseg_gpu.pipeline.results import check_folder
+
+    pipeline = _read(options)
+    check_folder(Path(pipeline.output.path), overwrite=False)
+    session = open_session(pipeline)
+    sample = session.inputs.sample
+    lines = [f"{'input':<18} {_axes(sample.dims, sample.shape)} {sample.dtype}, {sample.nbytes / 1e9:.3g} GB"]
+    for stage in check_steps(session):
+        lines.append(f"{stage.name:<18} {_axes(stage.info.dims, stage.info.shape)} {stage.info.dtype} {stage.info.quantity}")
+    lines.append(f"device {session.engine.backend.name} ({session.reason}), {session.workers} workers; all is well")
+    _say(options, "\n".join(lines))
+
+
+def _axes(dims: Sequence[str], shape: Sequence[int]) -> str:
+    return " x ".join(f"{dim} {n}" for dim, n in zip(dims, shape, strict=True))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from niseg_gpu.pipeline.demo import run_demo
+
+    out = run_demo(Path(options.out), size=options.size, device=options.device, overwrite=options.overwrite, quiet=options.quiet)
+    _say(options, summarize(out))
+
+
+def _info(options: argparse.Namespace) -> None:
+    import json
+
+    from niseg_gpu.pipeline.info import describe_machine, format_machine
+
+    machine = describe_machine()
+    print(json.dumps(machine, indent=2) if options.json else format_machine(machine))
+
+
+def _simulate_tof(options: argparse.Namespace) -> None:
+    import inspect
+
+    from niseg_gpu.simulate.tof import simulate_tof
+
+    names = [n for n, p in inspect.signature(simulate_tof).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    simulate_tof(Path(options.output), **{name: getattr(options, name) for name in names})
+    _say(options, f"wrote {options.output}")
+
+
+def _step(options: argparse.Namespace) -> None:
+    from niseg_gpu.pipeline.parameters import parameters_of
+    from niseg_gpu.pipeline.parse import Compute, Input, parse_pipeline
+    from niseg_gpu.pipeline.transform import transform_file
+
+    mapping = {
+        "input": {"path": options.input, **_given(options, Input)},
+        "steps": [{options.step: _given(options, parameters_of(options.step))}],
+        "compute": _given(options, Compute),
+    }
+    extra = {name: getattr(options, name) for name in ("mask", "spectra") if getattr(options, name, None)}
+    written = transform_file(
+        parse_pipeline(mapping), Path(options.output), overwrite=options.overwrite, quiet=options.quiet, **extra
+    )
+    for line in written:
+        _say(options, line)

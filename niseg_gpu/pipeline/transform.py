@@ -1,0 +1,122 @@
+"""One step from file to file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niseg_gpu.errors import UserError
+from niseg_gpu.pipeline.parse import Pipeline
+from niseg_gpu.pipeline.progress import show_progress
+from niseg_gpu.pipeline.run import Session, cluster, open_session, store_table
+from niseg_gpu.stack import StackInfo
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from niseg_gpu.kmeans import KMeansResult
+
+
+def transform_file(
+    pipeline: Pipeline,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+    mask: str | None = None,
+    spectra: str | None = None,
+) -> list[str]:
+    """Run a pipeline of one step from its input to one file.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+    out : Path
+        Its ending names the format.
+    overwrite : bool
+        Replace files that exist.
+    quiet : bool
+        No progress bar.
+    mask : str, optional
+        Where the mask of a step that makes one goes.
+    spectra : str, optional
+        Where the clusters' mean spectra go, as ``.csv``.
+
+    Returns
+    -------
+    list of str
+        What was written and what was found, a line each.
+    """
+    import dask
+
+    from niseg_gpu.io.save import check_target, save
+
+    targets = [Path(p) for p in (out, mask) if p is not None]
+    for target in targets:
+        check_target(target, overwrite=overwrite)
+    if spectra is not None:
+        _check_csv(Path(spectra), overwrite=overwrite)
+    session = open_session(pipeline)
+    provenance = pipeline.as_mapping()
+    with dask.config.set(scheduler="threads", num_workers=session.workers):
+        applied = session.engine.apply(session.inputs.sample, session.local_steps, **session.inputs.references)
+        if session.last_step is not None:
+            with show_progress("blocks", total=applied.image.size, quiet=quiet) as progress:
+                found = cluster(session, store_table(session, applied.image, progress=progress))
+            save(label_map(found, applied.image), out, overwrite=overwrite, provenance=provenance)
+            if spectra is not None:
+                _write_csv(Path(spectra), found, applied.image)
+        else:
+            with show_progress("values", total=applied.image.size, quiet=quiet) as progress:
+                image = watched(session, applied.image, progress)
+                also = {}
+                if mask is not None:
+                    also = {Path(mask): session.engine.to_host(applied.masks["spots"])}
+                save(image, out, overwrite=overwrite, provenance=provenance, also=also)
+    written = [f"wrote {p}" for p in (out, mask, spectra) if p is not None]
+    return written + [f"{what}: {number}" for what, number in session.clock.findings.items()]
+
+
+def label_map(found: KMeansResult, image: xr.DataArray) -> xr.DataArray:
+    """The labels as a stack with the image's spatial axes."""
+    info = StackInfo.of(image)
+    dims = tuple(d for d in info.dims if d != "tof")
+    keep = {k: v for k, v in info.attrs.items() if k == "files"}
+    return StackInfo(dims, found.labels.shape, found.labels.dtype, {}, {**keep, "quantity": "labels"}).wrap(
+        found.labels, name="labels"
+    )
+
+
+def watched(session: Session, image: xr.DataArray, progress: Any) -> xr.DataArray:
+    """The image on the host, telling `progress` of every block."""
+
+    def tell(block: Any) -> np.ndarray:
+        block = session.engine.backend.to_host(block)
+        progress(block.size)
+        return block
+
+    meta = np.empty((0,) * image.ndim, image.dtype)
+    return image.copy(data=image.data.map_blocks(tell, dtype=image.dtype, meta=meta))
+
+
+def _check_csv(path: Path, *, overwrite: bool) -> None:
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"{path}: unknown format {path.suffix!r}; allowed: .csv")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; give another name, or replace it with --overwrite")
+
+
+def _write_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> None:
+    columns = {
+        f"{name}_{'s' if name != 'wavelength' else 'angstrom'}": image.coords[name].values
+        for name in ("tof", "wavelength")
+        if name in image.coords
+    }
+    for k, spectrum in enumerate(found.spectra):
+        columns[f"cluster_{k}"] = spectrum
+    table = np.column_stack(list(columns.values()))
+    staging = path.with_name(f".{path.name}.partial")
+    np.savetxt(staging, table, delimiter=",", header=",".join(columns), comments="", fmt="%.9g")
+    staging.replace(path)
