@@ -14,9 +14,6 @@ from niseg_gpu.simulate.timing import Timing
 # From this mean on Poisson numbers are drawn from a normal one with the skewness put back; see draw_poisson.
 NORMAL_FROM = 30.0
 
-# Largest spot over smallest.
-SPOT_RANGE = 100.0
-
 
 @dataclass(frozen=True)
 class Exposure:
@@ -98,7 +95,14 @@ def draw_poisson(mean: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
 
 
 def expose_window(
-    exposure: Exposure, window: int, *, seed: int, overlap: bool, spots: float, min_spot: float, stop: threading.Event
+    exposure: Exposure,
+    window: int,
+    *,
+    seed: int,
+    overlap: bool,
+    spots: float,
+    spot_counts: tuple[float, float],
+    stop: threading.Event,
 ) -> WindowCounts:
     """Simulate one shutter window bin by bin and write its frames.
 
@@ -118,8 +122,8 @@ def expose_window(
         Whether hit pixels are blind.
     spots : float
         Expected fraction of the pixels that a spot strikes in each bin.
-    min_spot : float
-        Counts of the faintest spot; the number of spots falls as 1/amplitude².
+    spot_counts : (float, float)
+        Counts of the faintest and the brightest spot; between them the number of spots falls as 1/amplitude².
     stop : threading.Event
         Set from outside to give up early.
     """
@@ -139,11 +143,11 @@ def expose_window(
         free = n_triggers - hits if overlap else None  # a pixel can't count more often than it is triggered
         if overlap:
             np.minimum(counts, free, out=counts)
-        spot = _add_spots(counts, alive=exposure.profile > 0, free=free, spots=spots, min_spot=min_spot, rng=rng)
+        spot = _add_spots(counts, alive=exposure.profile > 0, free=free, spots=spots, spot_counts=spot_counts, rng=rng)
         result.spots.append(np.column_stack([np.full(len(spot), i), spot]))
         if overlap:
             hits += counts
-        over = np.count_nonzero(counts > INT16_MAX)
+        over = int(np.count_nonzero(counts > INT16_MAX))
         if over:
             result.n_clipped += over
             np.minimum(counts, np.float32(INT16_MAX), out=counts)
@@ -161,15 +165,21 @@ def expose_window(
 
 
 def _add_spots(
-    counts: np.ndarray, *, alive: np.ndarray, free: np.ndarray | None, spots: float, min_spot: float, rng
+    counts: np.ndarray,
+    *,
+    alive: np.ndarray,
+    free: np.ndarray | None,
+    spots: float,
+    spot_counts: tuple[float, float],
+    rng,
 ) -> np.ndarray:
     """Add spots in place; return (y, x, counts added) of each, rows sorted by place."""
     n_spots = rng.poisson(spots * counts.size)
     place = np.unique(rng.integers(0, counts.size, n_spots))
     place = place[alive.ravel()[place]]
     # Inverse of the distribution function of 1/amplitude² between the faintest and the brightest.
-    u = rng.random(len(place))
-    amplitude = np.floor(min_spot / (1.0 - u * (1.0 - 1.0 / SPOT_RANGE)))
+    faintest, brightest = spot_counts
+    amplitude = np.floor(faintest / (1.0 - rng.random(len(place)) * (1.0 - faintest / brightest)))
     y, x = np.unravel_index(place, counts.shape)
     before = counts[y, x]
     after = before + amplitude.astype(np.float32)

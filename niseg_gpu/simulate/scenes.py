@@ -33,6 +33,14 @@ class Scene:
     labels: np.ndarray
     thickness_cm: np.ndarray
 
+    def __post_init__(self) -> None:
+        expected = (len(self.materials), *self.labels.shape)
+        if self.labels.ndim != 2 or self.thickness_cm.shape != expected:
+            raise UserError(
+                f"scene with {len(self.materials)} materials and labels {self.labels.shape} got thickness_cm "
+                f"{self.thickness_cm.shape}; give (Y, X) labels and (materials, Y, X) thickness_cm"
+            )
+
 
 def build_blocks(*, height: int, width: int, thickness_cm: float = 1.0) -> Scene:
     """Return six steel blocks in two rows, three of alpha iron and three of austenitic steel, and Al spacers between.
@@ -84,7 +92,7 @@ def build_scene(name: str, *, height: int, width: int) -> Scene:
 
 
 def _cover(start: float, stop: float, n_pixels: int) -> np.ndarray:
-    """Return how much of each pixel the blurred interval covers, 0 to 1, in pixel units from the left edge of pixel 0."""
+    """Return how much of each pixel, 0 to 1, the blurred interval covers; positions count from the edge of pixel 0."""
     from scipy.special import erf
 
     scale = 1.0 / (np.sqrt(2.0) * EDGE_BLUR_PIXELS)

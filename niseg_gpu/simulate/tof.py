@@ -18,7 +18,7 @@ import numpy as np
 
 from niseg_gpu.errors import UserError
 from niseg_gpu.simulate.bragg import SHORTEST_WAVELENGTH_ANGSTROM, compute_attenuation
-from niseg_gpu.simulate.detector import SPOT_RANGE, Exposure, WindowCounts, expose_window
+from niseg_gpu.simulate.detector import Exposure, WindowCounts, expose_window
 from niseg_gpu.simulate.mcp_files import INT16_MAX, write_shutter_count, write_shutter_times, write_spectra
 from niseg_gpu.simulate.scenes import Scene, build_scene
 from niseg_gpu.simulate.timing import Timing, compute_spectrum, plan_timing
@@ -35,8 +35,8 @@ def simulate_tof(
     width: int = 256,
     scene: str | Scene = "blocks",
     flight_path_m: float = 10.0,
-    wavelength_range: tuple[float, float] = (1.5, 5.5),
-    shutters: int | Sequence[int] = 4,
+    wavelength_range: tuple[float, float] = (1.3, 5.5),
+    shutters: int | Sequence[int] = 3,
     n_triggers: int = 60_000,
     occupancy: float = 0.4,
     overlap: bool = True,
@@ -69,7 +69,7 @@ def simulate_tof(
     flight_path_m : float, optional
         From the source to the detector.
     wavelength_range : (float, float), optional
-        First and last wavelength in Å.
+        First and last wavelength in Å. With the default range and windows no strong edge of steel falls into a gap.
     shutters : int or sequence of int, optional
         Number of shutter windows, or the bins of each.
     n_triggers : int, optional
@@ -107,8 +107,8 @@ def simulate_tof(
     timing = plan_timing(
         n_bins=n_bins, shutters=shutters, wavelength_range=wavelength_range, flight_path_m=flight_path_m
     )
-    rate = _compute_rate(timing, occupancy=occupancy, overlap=overlap)
-    min_spot = _choose_min_spot(float(rate.max()) * n_triggers)
+    rate = _compute_rate(timing, occupancy=occupancy)
+    spot_counts = _choose_spot_counts(float(rate.max()) * n_triggers)
     dead = _place_dead(height, width, seed=seed, dead_pixels=dead_pixels, chip_gap_pixels=chip_gap_pixels)
     profile = np.where(dead, np.float32(0), _shape_beam(height, width))
     transmission, pixel_sort = _compute_transmission(scene, timing.wavelength_angstrom)
@@ -122,7 +122,9 @@ def simulate_tof(
             (folder / name).mkdir()
             triggers = _vary_triggers(n_triggers, len(timing.window_bins), seed=seed, stream=stream)
             exposures.append(Exposure(folder / name, stream, timing, triggers, rate, profile, *matter))
-        results = _expose_all(exposures, workers=workers, seed=seed, overlap=overlap, spots=spots, min_spot=min_spot)
+        results = _expose_all(
+            exposures, workers=workers, seed=seed, overlap=overlap, spots=spots, spot_counts=spot_counts
+        )
         for exposure, windows in zip(exposures, results, strict=True):
             _write_run_files(exposure, windows)
         summary = {
@@ -169,7 +171,7 @@ def _check_arguments(given: dict[str, Any]) -> None:
         )
 
 
-def _compute_rate(timing: Timing, *, occupancy: float, overlap: bool) -> np.ndarray:
+def _compute_rate(timing: Timing, *, occupancy: float) -> np.ndarray:
     """Return neutrons per trigger and bin at the middle of the open beam, (N,) float64."""
     flux = compute_spectrum(timing.wavelength_angstrom)
     fullest = max(flux[a:b].sum() for a, b in timing.window_bins)
@@ -177,8 +179,8 @@ def _compute_rate(timing: Timing, *, occupancy: float, overlap: bool) -> np.ndar
     return flux * (-math.log1p(-occupancy) / fullest)
 
 
-def _choose_min_spot(max_counts: float) -> float:
-    """Return the counts of the faintest spot, clear of the noise; refuse counts that may leave 16 bits."""
+def _choose_spot_counts(max_counts: float) -> tuple[float, float]:
+    """Return counts of the faintest spot, clear of the noise, and the brightest; refuse what 16 bits can't hold."""
     noisiest = max_counts + 8.0 * math.sqrt(max_counts)
     min_spot = 10.0 + 5.0 * math.sqrt(max_counts)
     if noisiest + min_spot > INT16_MAX:
@@ -186,7 +188,7 @@ def _choose_min_spot(max_counts: float) -> float:
             f"about {max_counts:.0f} counts per pixel and bin are expected, a frame holds {INT16_MAX}; "
             f"lower n_triggers or occupancy, or take more bins"
         )
-    return min(min_spot, (INT16_MAX - noisiest) / SPOT_RANGE)
+    return min_spot, min(100.0 * min_spot, INT16_MAX - noisiest)
 
 
 def _shape_beam(height: int, width: int) -> np.ndarray:
