@@ -109,6 +109,7 @@ def expose_window(
     A pixel hit once in a trigger is blind until the window closes. So of the neutrons that reach it in a bin it
     expects to count the fraction ``1 - P``, with P its counts since the window opened per trigger; dividing by that is
     the standard correction (doi:10.1088/1748-0221/9/05/C05026). Hits within one and the same bin count in full.
+    A spot counts as hits, too.
 
     Parameters
     ----------

@@ -132,16 +132,9 @@ def simulate_tof(
             "shape": [n_bins, height, width],
             "flight_path_m": flight_path_m,
             "wavelength_range_angstrom": list(wavelength_range),
-            "bin_width_s": timing.bin_width_s,
-            "window_bins": [list(bins) for bins in timing.window_bins],
             "occupancy": occupancy,
             "overlap": overlap,
-            "n_triggers": {e.folder.name: list(e.n_triggers) for e in exposures},
-            "n_counts": {
-                e.folder.name: sum(sum(w.n_counts) for w in r) for e, r in zip(exposures, results, strict=True)
-            },
-            "n_spots": {e.folder.name: sum(map(len, _join_spots(r))) for e, r in zip(exposures, results, strict=True)},
-            "n_clipped": sum(w.n_clipped for windows in results for w in windows),
+            **_sum_up(exposures, results),
         }
         _write_truth(folder / "truth", scene, dead, exposures, results, summary)
     return summary
@@ -256,6 +249,20 @@ def _write_run_files(exposure: Exposure, windows: list[WindowCounts]) -> None:
     write_spectra(Path(f"{stem}_Spectra.txt"), tof_s=exposure.timing.tof_s.tolist(), n_counts=counts)
     write_shutter_count(Path(f"{stem}_ShutterCount.txt"), n_triggers=exposure.n_triggers)
     write_shutter_times(Path(f"{stem}_ShutterTimes.txt"), windows_s=exposure.timing.windows_s)
+
+
+def _sum_up(exposures: list[Exposure], results: list[list[WindowCounts]]) -> dict[str, Any]:
+    """Return bins, windows and, by name of the exposure, triggers, counts and spots."""
+    by_name = {exposure.folder.name: windows for exposure, windows in zip(exposures, results, strict=True)}
+    timing = exposures[0].timing
+    return {
+        "bin_width_s": timing.bin_width_s,
+        "window_bins": [list(bins) for bins in timing.window_bins],
+        "n_triggers": {exposure.folder.name: list(exposure.n_triggers) for exposure in exposures},
+        "n_counts": {name: sum(sum(window.n_counts) for window in windows) for name, windows in by_name.items()},
+        "n_spots": {name: sum(map(len, _join_spots(windows))) for name, windows in by_name.items()},
+        "n_clipped": sum(window.n_clipped for windows in results for window in windows),
+    }
 
 
 def _join_spots(windows: list[WindowCounts]) -> list[np.ndarray]:
