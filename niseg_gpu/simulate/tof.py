@@ -1,0 +1,313 @@
+"""Simulate a time-of-flight run of an MCP detector, with the truth beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from niseg_gpu.errors import UserError
+from niseg_gpu.simulate.bragg import SHORTEST_WAVELENGTH_ANGSTROM, compute_attenuation
+from niseg_gpu.simulate.detector import Exposure, WindowCounts, expose_window
+from niseg_gpu.simulate.mcp_files import INT16_MAX, write_shutter_count, write_shutter_times, write_spectra
+from niseg_gpu.simulate.scenes import Scene, build_scene
+from niseg_gpu.simulate.timing import Timing, compute_spectrum, plan_timing
+
+SAMPLE_STREAM, OPEN_BEAM_STREAM, DEAD_PIXEL_STREAM = 0, 1, 2
+
+
+def simulate_tof(
+    out: str | os.PathLike,
+    *,
+    seed: int = 2018,
+    n_bins: int = 250,
+    height: int = 256,
+    width: int = 256,
+    scene: str | Scene = "blocks",
+    flight_path_m: float = 10.0,
+    wavelength_range: tuple[float, float] = (1.3, 5.5),
+    shutters: int | Sequence[int] = 3,
+    n_triggers: int = 60_000,
+    occupancy: float = 0.4,
+    overlap: bool = True,
+    spots: float = 1e-4,
+    dead_pixels: int = 10,
+    chip_gap_pixels: int = 0,
+    open_beam: bool = True,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Write a ToF run as an MCP/Timepix detector would: sample, open beam and truth.
+
+    ``out/sample`` and ``out/open_beam`` hold ``run_00000.fits`` and so on (big-endian int16), ``run_Spectra.txt``,
+    ``run_ShutterCount.txt`` and ``run_ShutterTimes.txt``. ``out/truth`` holds ``labels.tif`` (uint8),
+    ``thickness_cm.tif`` (float32, all materials together), ``dead.tif`` (uint8), ``materials.json`` (names of the
+    labels), ``spots.npz`` and ``open_beam_spots.npz`` (``bin``, ``y``, ``x``, ``amplitude`` in counts) and
+    ``simulation.json`` (parameters and totals). The same arguments give the same bytes, whatever the workers.
+
+    Parameters
+    ----------
+    out : path
+        Folder to make; it must not exist. It appears when whole, else nothing is left.
+    seed : int, optional
+        Of all random numbers.
+    n_bins : int, optional
+        ToF bins.
+    height, width : int, optional
+        Pixels; a `Scene` brings its own.
+    scene : {"blocks"} or Scene, optional
+        What stands in the beam.
+    flight_path_m : float, optional
+        From the source to the detector.
+    wavelength_range : (float, float), optional
+        First and last wavelength in Å. With the default range and windows no strong edge of steel falls into a gap.
+    shutters : int or sequence of int, optional
+        Number of shutter windows, or the bins of each.
+    n_triggers : int, optional
+        Source pulses, about; each window differs by a few percent.
+    occupancy : float, optional
+        Fraction of triggers in which a pixel at the middle of the open beam has been hit when its fullest window ends;
+        with n_triggers it sets the counts.
+    overlap : bool, optional
+        Whether a pixel hit in a trigger is blind until the window ends.
+    spots : float, optional
+        Expected fraction of the pixels struck by a spot in each bin.
+    dead_pixels : int, optional
+        Pixels that never count.
+    chip_gap_pixels : int, optional
+        Width of the dead cross between the four chips.
+    open_beam : bool, optional
+        Whether to simulate the open beam too.
+    workers : int, optional
+        Threads; default one a core.
+
+    Returns
+    -------
+    dict
+        What ``truth/simulation.json`` holds, ``n_clipped`` (values that would not fit into 16 bits) among it.
+
+    Raises
+    ------
+    UserError
+        Where ``out`` exists or can't be written, or an argument is out of range.
+    """
+    if not isinstance(scene, Scene):
+        scene = build_scene(scene, height=height, width=width)
+    _check_arguments(locals())
+    height, width = scene.labels.shape
+    timing = plan_timing(
+        n_bins=n_bins, shutters=shutters, wavelength_range=wavelength_range, flight_path_m=flight_path_m
+    )
+    rate = _compute_rate(timing, occupancy=occupancy)
+    spot_counts = _choose_spot_counts(float(rate.max()) * n_triggers)
+    dead = _place_dead(height, width, seed=seed, dead_pixels=dead_pixels, chip_gap_pixels=chip_gap_pixels)
+    profile = np.where(dead, np.float32(0), _shape_beam(height, width))
+    transmission, pixel_sort = _compute_transmission(scene, timing.wavelength_angstrom)
+
+    with _appear_when_whole(Path(out)) as folder:
+        beams = {"sample": (SAMPLE_STREAM, transmission, pixel_sort)}
+        if open_beam:
+            beams["open_beam"] = (OPEN_BEAM_STREAM, None, None)
+        exposures = []
+        for name, (stream, *matter) in beams.items():
+            (folder / name).mkdir()
+            triggers = _vary_triggers(n_triggers, len(timing.window_bins), seed=seed, stream=stream)
+            exposures.append(Exposure(folder / name, stream, timing, triggers, rate, profile, *matter))
+        results = _expose_all(
+            exposures, workers=workers, seed=seed, overlap=overlap, spots=spots, spot_counts=spot_counts
+        )
+        for exposure, windows in zip(exposures, results, strict=True):
+            _write_run_files(exposure, windows)
+        summary = {
+            "seed": seed,
+            "shape": [n_bins, height, width],
+            "flight_path_m": flight_path_m,
+            "wavelength_range_angstrom": list(wavelength_range),
+            "occupancy": occupancy,
+            "overlap": overlap,
+            **_sum_up(exposures, results),
+        }
+        _write_truth(folder / "truth", scene, dead, exposures, results, summary)
+    return summary
+
+
+def _check_arguments(given: dict[str, Any]) -> None:
+    """Refuse what can't be simulated, each with the value, the limits and what to do."""
+    limits = {
+        "seed": (0, math.inf),
+        "n_bins": (1, 99_999),
+        "flight_path_m": (0.1, 1000),
+        "n_triggers": (1, 10_000_000),  # counts stay whole numbers in float32
+        "occupancy": (1e-6, 0.99),
+        "spots": (0, 0.1),
+        "dead_pixels": (0, given["scene"].labels.size),
+        "chip_gap_pixels": (0, min(given["scene"].labels.shape)),
+        "workers": (1, 1024),
+    }
+    for name, (low, high) in limits.items():
+        if given[name] is not None and not low <= given[name] <= high:
+            raise UserError(f"{name}={given[name]!r} is out of range; give {low:g} to {high:g}")
+    first, last = given["wavelength_range"]
+    if not SHORTEST_WAVELENGTH_ANGSTROM <= first < last < math.inf:
+        raise UserError(
+            f"wavelength_range=({first:g}, {last:g}) Å is not a range; "
+            f"give two rising wavelengths from {SHORTEST_WAVELENGTH_ANGSTROM:g} Å"
+        )
+
+
+def _compute_rate(timing: Timing, *, occupancy: float) -> np.ndarray:
+    """Return neutrons per trigger and bin at the middle of the open beam, (N,) float64."""
+    flux = compute_spectrum(timing.wavelength_angstrom)
+    fullest = max(flux[a:b].sum() for a, b in timing.window_bins)
+    # Each pixel counts once a trigger at most, so its counts saturate exponentially.
+    return flux * (-math.log1p(-occupancy) / fullest)
+
+
+def _choose_spot_counts(max_counts: float) -> tuple[float, float]:
+    """Return counts of the faintest spot, clear of the noise, and the brightest; refuse what 16 bits can't hold."""
+    noisiest = max_counts + 8.0 * math.sqrt(max_counts)
+    min_spot = 10.0 + 5.0 * math.sqrt(max_counts)
+    if noisiest + min_spot > INT16_MAX:
+        raise UserError(
+            f"about {max_counts:.0f} counts per pixel and bin are expected, a frame holds {INT16_MAX}; "
+            f"lower n_triggers or occupancy, or take more bins"
+        )
+    return min_spot, min(100.0 * min_spot, INT16_MAX - noisiest)
+
+
+def _shape_beam(height: int, width: int) -> np.ndarray:
+    """Return a smooth beam profile, (Y, X) float32, 1 at its brightest, a little off the middle."""
+    y = ((np.arange(height) + 0.5) / height - 0.47)[:, None]
+    x = (np.arange(width) + 0.5) / width - 0.54
+    return (1.0 / (1.0 + 1.2 * y * y + 0.9 * x * x)).astype(np.float32)
+
+
+def _place_dead(height: int, width: int, *, seed: int, dead_pixels: int, chip_gap_pixels: int) -> np.ndarray:
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(DEAD_PIXEL_STREAM,))))
+    dead = np.zeros((height, width), bool)
+    dead.ravel()[rng.choice(dead.size, dead_pixels, replace=False)] = True
+    for axis, size in enumerate((height, width)):
+        first = (size - chip_gap_pixels) // 2
+        dead[(slice(None),) * axis + (slice(first, first + chip_gap_pixels),)] = True
+    return dead
+
+
+def _vary_triggers(n_triggers: int, n_windows: int, *, seed: int, stream: int) -> tuple[int, ...]:
+    """Return the triggers of each window; as in real runs they differ by a few percent and later ones have more."""
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, 0))))
+    return tuple(np.sort(np.round(n_triggers * rng.uniform(0.97, 1.03, n_windows)).astype(int)).tolist())
+
+
+def _compute_transmission(scene: Scene, wavelength_angstrom: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return transmission by bin and sort of pixel, (N, K) float32, and the sort of each pixel, (Y, X).
+
+    Pixels with the same thicknesses are one sort. The exponential is taken in float64 for each sort only, which is
+    fast and, once rounded to float32, the same on every machine.
+    """
+    if not scene.materials:
+        return None, None
+    attenuation = np.stack([compute_attenuation(name, wavelength_angstrom) for name in scene.materials], axis=1)
+    columns = scene.thickness_cm.reshape(len(scene.materials), -1).T
+    sorts, pixel_sort = np.unique(columns, axis=0, return_inverse=True)
+    transmission = np.empty((len(wavelength_angstrom), len(sorts)), np.float32)
+    for i, row in enumerate(attenuation):
+        transmission[i] = np.exp(-(sorts.astype(np.float64) * row).sum(axis=1))
+    return transmission, pixel_sort.reshape(scene.labels.shape)
+
+
+def _expose_all(exposures: list[Exposure], *, workers: int | None, **options: Any) -> list[list[WindowCounts]]:
+    """Simulate every window of every exposure, side by side: only bins of one window depend on one another."""
+    workers = workers or os.cpu_count() or 1
+    stop = threading.Event()
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            [pool.submit(expose_window, e, w, stop=stop, **options) for w in range(len(e.n_triggers))]
+            for e in exposures
+        ]
+        try:
+            for job in as_completed([job for row in jobs for job in row]):
+                job.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [[job.result() for job in row] for row in jobs]
+
+
+def _write_run_files(exposure: Exposure, windows: list[WindowCounts]) -> None:
+    stem = exposure.folder / "run"
+    counts = [n for window in windows for n in window.n_counts]
+    write_spectra(Path(f"{stem}_Spectra.txt"), tof_s=exposure.timing.tof_s.tolist(), n_counts=counts)
+    write_shutter_count(Path(f"{stem}_ShutterCount.txt"), n_triggers=exposure.n_triggers)
+    write_shutter_times(Path(f"{stem}_ShutterTimes.txt"), windows_s=exposure.timing.windows_s)
+
+
+def _sum_up(exposures: list[Exposure], results: list[list[WindowCounts]]) -> dict[str, Any]:
+    """Return bins, windows and, by name of the exposure, triggers, counts and spots."""
+    by_name = {exposure.folder.name: windows for exposure, windows in zip(exposures, results, strict=True)}
+    timing = exposures[0].timing
+    return {
+        "bin_width_s": timing.bin_width_s,
+        "window_bins": [list(bins) for bins in timing.window_bins],
+        "n_triggers": {exposure.folder.name: list(exposure.n_triggers) for exposure in exposures},
+        "n_counts": {name: sum(sum(window.n_counts) for window in windows) for name, windows in by_name.items()},
+        "n_spots": {name: sum(map(len, _join_spots(windows))) for name, windows in by_name.items()},
+        "n_clipped": sum(window.n_clipped for windows in results for window in windows),
+    }
+
+
+def _join_spots(windows: list[WindowCounts]) -> list[np.ndarray]:
+    return [spots for window in windows for spots in window.spots]
+
+
+def _write_truth(
+    folder: Path,
+    scene: Scene,
+    dead: np.ndarray,
+    exposures: list[Exposure],
+    results: list[list[WindowCounts]],
+    summary: dict[str, Any],
+) -> None:
+    import tifffile
+
+    folder.mkdir()
+    tifffile.imwrite(folder / "labels.tif", scene.labels)
+    tifffile.imwrite(folder / "thickness_cm.tif", scene.thickness_cm.sum(axis=0, dtype=np.float32))
+    tifffile.imwrite(folder / "dead.tif", dead.astype(np.uint8))
+    names = {str(label): name for label, name in enumerate(("void", *scene.materials))}
+    (folder / "materials.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+    (folder / "simulation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    for exposure, windows in zip(exposures, results, strict=True):
+        prefix = "" if exposure.stream == SAMPLE_STREAM else f"{exposure.folder.name}_"
+        columns = np.concatenate(_join_spots(windows)).T
+        np.savez(folder / f"{prefix}spots.npz", **dict(zip(("bin", "y", "x", "amplitude"), columns, strict=True)))
+
+
+@contextmanager
+def _appear_when_whole(out: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes ``out`` at the end, or is removed when anything goes wrong."""
+    if out.exists() or out.is_symlink():
+        raise UserError(f"output folder '{out}' exists; give another name or remove it")
+    try:
+        nest = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"can't write to '{out.parent}' ({error.strerror}); give another output folder") from error
+    try:
+        # The folder in the nest has the usual permissions, the nest itself is private.
+        folder = nest / "whole"
+        folder.mkdir()
+        yield folder
+        folder.rename(out)
+    except OSError as error:
+        raise UserError(f"can't write '{out}' ({error.strerror}); free space or give another output folder") from error
+    finally:
+        shutil.rmtree(nest, ignore_errors=True)
