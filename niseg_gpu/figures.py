@@ -1,0 +1,294 @@
+"""Arrays in, PNG bytes out: the pictures of the report, each for a light and a dark page.
+
+Drawn on matplotlib's Agg canvas without pyplot, so that no global state is touched and threads do not meet.
+Colour stands for a cluster number here and nowhere else: cluster 3 has one colour in every picture of every run.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# The first six are P. Tol's "bright" scheme (SRON/EPS/TN/09-002). The others were added one by one, each the colour
+# farthest in CIELAB from all before it and from grey, as seen with normal vision, protanopia, deuteranopia and
+# tritanopia (doi:10.1109/TVCG.2009.113), of a lightness that shows on white and on black.
+PALETTE = tuple(
+    "#" + colour
+    for colour in """
+    4477AA EE6677 228833 CCBB44 66CCEE AA3377 4830C0 8484FC 305430 FCC090 1854A8 D8D80C CC0C00 90A8FC A890B4 FC5454
+    006CFC CC2460 C08400 900078 B4D8B4 A83CCC D860CC 00B484 9C0C0C 9C0C30 9CE46C 60E4E4 246C54 90009C 48CC6C 786C90
+    0C9CD8 A8C000 C05430 9C9054 6CA89C 78A824 D89CD8 0078D8 544884 E49C54 48E490 B448A8 84C0FC 783C60 9C3048 7890F0
+    3C6C18 CCD848 E43060 6C48D8 30906C FCB4D8 D8A89C E4A86C 609C6C B46C00 606090 4890C0 543CB4 FC84A8 906048 246C78
+    """.split()
+)
+NO_DATA_COLOUR = "#B0B0B0"
+BAD_PIXEL_COLOUR = "#E07B39"
+MAP_PIXELS = 600  # about what a map has room for; larger images are shrunk to it
+PIXEL_AXES = ("y (pixel)", "x (pixel)")
+_DPI = 140
+
+
+class Theme(NamedTuple):
+    """Colours of one page: text, lesser text, grid, ground, and the shade laid over times without data."""
+
+    ink: str
+    muted: str
+    grid: str
+    ground: str
+    shade: str
+
+
+LIGHT = Theme("#222222", "#606060", "#e2e2e2", "#ffffff", "#eeeeee")
+DARK = Theme("#e8e8e8", "#a6a6a6", "#383838", "#1c1c1c", "#2b2b2b")
+
+
+class Picture(NamedTuple):
+    """One drawing as PNG bytes, for a light and for a dark page, and its size in pixels."""
+
+    light: bytes
+    dark: bytes
+    width: int
+    height: int
+
+
+def cluster_colour(cluster: int) -> str:
+    """Return the colour of a cluster number, the same in every run; it comes round after 64."""
+    return PALETTE[cluster % len(PALETTE)]
+
+
+def shrink(image: np.ndarray, *, limit: int = MAP_PIXELS, how: str = "mean") -> np.ndarray:
+    """Reduce an image by whole blocks of n×n until no side exceeds ``limit``.
+
+    Parameters
+    ----------
+    image : (Y, X) ndarray
+    how : {"mean", "max", "stride"}
+        ``mean`` leaves out values that are not finite (a block without any finite value is NaN) and gives float32;
+        ``max`` keeps single bright pixels; ``stride`` takes the block's middle pixel, for label maps.
+    """
+    n = -(-max(image.shape) // limit)
+    if how == "stride":
+        return image[min(n // 2, image.shape[0] - 1) :: n, min(n // 2, image.shape[1] - 1) :: n]
+    rows, columns = (np.arange(0, side, n) for side in image.shape)
+
+    def blocks(operation: np.ufunc, values: np.ndarray, **options: Any) -> np.ndarray:
+        if n == 1:
+            return values
+        return operation.reduceat(operation.reduceat(values, rows, axis=0, **options), columns, axis=1, **options)
+
+    if how == "max":
+        return blocks(np.maximum, image)
+    finite = np.isfinite(image)
+    total = blocks(np.add, np.where(finite, image, 0), dtype=np.float32)
+    number = blocks(np.add, finite, dtype=np.float32)
+    return np.divide(total, number, out=np.full(total.shape, np.nan, np.float32), where=number > 0)
+
+
+def find_limits(values: np.ndarray, *, low: float = 0.5, high: float = 99.5) -> tuple[float, float]:
+    """Return two percentiles of the finite values, never equal, (0, 1) when there are none."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    bottom, top = (float(v) for v in np.percentile(values, (low, high)))
+    if top > bottom:
+        return bottom, top
+    margin = 0.5 * abs(bottom) or 0.5
+    return bottom - margin, bottom + margin
+
+
+def draw_map(
+    image: np.ndarray,
+    *,
+    label: str,
+    limits: tuple[float, float] | None = None,
+    width_in: float = 5.6,
+    axes: tuple[str, str] = PIXEL_AXES,
+    shape: tuple[int, ...] | None = None,
+    stretch: bool = False,
+) -> Picture:
+    """Draw an image in grey with a colour bar; pixels without a finite value are orange.
+
+    Parameters
+    ----------
+    image : (Y, X) ndarray
+    label : str
+        Quantity and unit, written at the colour bar.
+    limits : (bottom, top), optional
+        Values drawn black and white; without it the 0.5th and 99.5th percentile.
+    axes : (rows, columns)
+        What the two axes count.
+    shape : (Y, X), optional
+        Size of the full image where ``image`` was shrunk before; the axes count its pixels.
+    stretch : bool
+        Let rows and columns have different scales, for axes that are not both pixels.
+    """
+    from matplotlib import colormaps
+
+    small = shrink(image)
+    bottom, top = limits or find_limits(small)
+    grey = colormaps["gray"].with_extremes(bad=BAD_PIXEL_COLOUR)
+
+    shape = shape or image.shape
+
+    def draw(figure: Any, theme: Theme) -> None:
+        ax, bar = _map_axes(figure, theme, axes)
+        aspect = "auto" if stretch else "equal"
+        shown = ax.imshow(small, cmap=grey, vmin=bottom, vmax=top, aspect=aspect, **_placed(shape))
+        style(figure.colorbar(shown, cax=bar, extend="both", extendfrac=0.02).ax, theme, label)
+
+    return render(draw, width_in, _map_height(shape, width_in))
+
+
+def draw_labels(labels: np.ndarray, *, n_clusters: int, no_data: int, width_in: float = 5.6) -> Picture:
+    """Draw a label map, each cluster in its own colour and no data in grey, with the numbers beside it.
+
+    Parameters
+    ----------
+    labels : (Y, X) ndarray of unsigned integers
+    no_data : int
+        The value that stands for no data.
+    """
+    from matplotlib.colors import to_rgb
+
+    # One row more than there are clusters: where a label has no colour of its own, it is no data.
+    table = np.array([to_rgb(cluster_colour(i)) for i in range(n_clusters)] + [to_rgb(NO_DATA_COLOUR)])
+    small = shrink(labels, how="stride")
+    shown = table[np.minimum(small, n_clusters)]
+    entries = n_clusters + bool(np.any(labels == no_data))
+
+    def draw(figure: Any, theme: Theme) -> None:
+        ax, bar = _map_axes(figure, theme, PIXEL_AXES)
+        ax.imshow(shown, **_placed(labels.shape))
+        bar.imshow(table[:entries, None], aspect="auto", interpolation="nearest")
+        every = -(-n_clusters // 32)
+        ticks = list(range(0, n_clusters, every))
+        names = [str(i) for i in ticks]
+        if entries > n_clusters:
+            ticks, names = [*ticks, n_clusters], [*names, "no data"]
+        bar.set_yticks(ticks, names)
+        style(bar, theme, "cluster")
+        bar.tick_params(axis="y", length=0, labelsize=8 if n_clusters <= 20 else 6.5)
+
+    return render(draw, width_in, _map_height(labels.shape, width_in))
+
+
+def draw_spots(count: np.ndarray, *, label: str, width_in: float = 5.6) -> Picture:
+    """Draw how often each pixel was replaced; shrunk by the block's maximum, so that no single spot is lost.
+
+    Parameters
+    ----------
+    count : (Y, X) ndarray of integers
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, LogNorm, Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    small = shrink(count, how="max")
+    top = max(int(small.max(initial=0)), 1)
+    hit = np.ma.masked_equal(small, 0)
+
+    def draw(figure: Any, theme: Theme) -> None:
+        ax, bar = _map_axes(figure, theme, PIXEL_AXES)
+        ax.set_facecolor(theme.shade)
+        # A spot counted once must already stand out from the ground, whichever page it is on.
+        span = np.linspace(0.62, 0.02, 200) if theme is LIGHT else np.linspace(0.45, 1, 200)
+        colours = ListedColormap(colormaps["inferno"](span))
+        norm = LogNorm(1, top) if top > 20 else Normalize(0.5, top + 0.5)
+        shown = ax.imshow(hit, cmap=colours, norm=norm, **_placed(count.shape))
+        ticks = None if top > 20 else MaxNLocator(8, integer=True)
+        style(figure.colorbar(shown, cax=bar, ticks=ticks).ax, theme, label)
+
+    return render(draw, width_in, _map_height(count.shape, width_in))
+
+
+def draw_histogram(values: np.ndarray, *, label: str, width_in: float = 5.6) -> Picture:
+    """Draw how often each value occurs, on a logarithmic scale, from the 0.1th to the 99.9th percentile and beyond."""
+    values = values[np.isfinite(values)]
+    low, high = find_limits(values, low=0.1, high=99.9)
+    margin = 0.25 * (high - low)
+    edges = np.linspace(low - margin, high + margin, 161)
+    number = np.histogram(values, edges)[0]
+
+    def draw(figure: Any, theme: Theme) -> None:
+        ax = figure.add_axes((0.13, 0.15, 0.83, 0.8))
+        ax.stairs(number, edges, fill=True, color=PALETTE[0])
+        if number.any():
+            ax.set_yscale("log")
+            ax.set_ylim(bottom=0.7)
+        ax.set_xlim(edges[0], edges[-1])
+        ax.grid(color=theme.grid, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.set_xlabel(label, color=theme.ink)
+        style(ax, theme, "sampled pixels")
+
+    return render(draw, width_in, 3.9)
+
+
+def _map_height(shape: tuple[int, ...], width_in: float) -> float:
+    return (width_in - 1.75) * min(max(shape[0] / shape[1], 0.15), 1.5) + 0.67
+
+
+def _map_axes(figure: Any, theme: Theme, names: tuple[str, str]) -> tuple[Any, Any]:
+    """Return the axes of a map and of the bar at its right; sizes in inches, so that text keeps its size."""
+    width, height = figure.get_size_inches()
+    ax = figure.add_axes((0.7 / width, 0.55 / height, (width - 1.75) / width, 1 - 0.67 / height))
+    bar = figure.add_axes((1 - 0.93 / width, 0.55 / height, 0.15 / width, 1 - 0.67 / height))
+    ax.set_xlabel(names[1], color=theme.ink)
+    style(ax, theme, names[0])
+    bar.set_xticks([])
+    bar.yaxis.tick_right()
+    bar.yaxis.set_label_position("right")
+    return ax, bar
+
+
+def _placed(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Let a shrunk image fill the place of the full one, so that the axes count the detector's pixels."""
+    return {"extent": (-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), "interpolation": "nearest"}
+
+
+def style(ax: Any, theme: Theme, label: str | None) -> None:
+    from matplotlib.ticker import FuncFormatter, ScalarFormatter
+
+    for axis in (ax.xaxis, ax.yaxis):
+        if isinstance(axis.get_major_formatter(), ScalarFormatter):  # no offset such as "1e6" away from its axis
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    if label is not None:
+        ax.set_ylabel(label, color=theme.ink)
+    ax.tick_params(which="both", color=theme.muted, labelcolor=theme.muted, labelsize=9)
+    for spine in ax.spines.values():
+        spine.set_color(theme.muted)
+        spine.set_linewidth(0.6)
+
+
+def render(draw: Callable[[Any, Theme], None], width_in: float, height_in: float) -> Picture:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    pages = []
+    size: Sequence[int] = (0, 0)
+    for theme in (LIGHT, DARK):
+        figure = Figure((width_in, height_in), dpi=_DPI, facecolor=theme.ground)
+        canvas = FigureCanvasAgg(figure)
+        draw(figure, theme)
+        for ax in figure.axes:
+            if ax.get_facecolor()[:3] == (1.0, 1.0, 1.0):
+                ax.set_facecolor(theme.ground)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        size = pixels.shape[1::-1]
+        pages.append(_encode(pixels))
+    return Picture(*pages, *size)
+
+
+def _encode(pixels: np.ndarray) -> bytes:
+    """Return PNG bytes of an RGB picture, with one channel where it has only greys."""
+    from PIL import Image
+
+    red = pixels[..., 0]
+    grey = bool(np.all(np.ptp(pixels, axis=2) == 0))
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(red if grey else pixels)).save(out, "PNG", compress_level=6)
+    return out.getvalue()

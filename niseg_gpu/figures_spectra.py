@@ -1,0 +1,148 @@
+"""The spectra of clusters as a picture: lines over time of flight, and rows of a picture where there are many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from niseg_gpu.figures import Picture, Theme, cluster_colour, find_limits, render, style
+
+LINES_READABLE = 12  # above this many clusters the spectra are also shown as rows of a picture
+
+
+def find_gaps(tof: np.ndarray) -> np.ndarray:
+    """Return the indices i where no bin reaches from ``tof[i]`` to ``tof[i + 1]``: the shutter was closed between.
+
+    Parameters
+    ----------
+    tof : (N,) ndarray
+        Start of each bin, increasing.
+    """
+    step = np.diff(tof)
+    if step.size < 3:
+        return np.array([], int)
+    before, after = np.r_[step[1], step[:-1]], np.r_[step[1:], step[-2]]
+    return np.flatnonzero(step > 1.5 * np.maximum(before, after))
+
+
+def draw_spectra(
+    spectra: np.ndarray,
+    *,
+    tof_s: np.ndarray | None,
+    wavelength: np.ndarray | None = None,
+    label: str,
+    width_in: float = 11.0,
+) -> Picture:
+    """Draw one line per cluster against time of flight, broken and shaded where the shutter was closed.
+
+    Parameters
+    ----------
+    spectra : (K, N) ndarray
+    tof_s : (N,) ndarray or None
+        Start of each bin in seconds. Without it, or where it does not increase, the axis is the bin's number.
+    wavelength : (N,) ndarray, optional
+        In Å; drawn as a second axis at the top.
+    label : str
+        Quantity and unit of the spectra.
+    """
+    n_clusters, n_bins = spectra.shape
+    timed = tof_s is not None and n_bins > 1 and bool(np.all(np.diff(tof_s) > 0))
+    start = np.asarray(tof_s, float) * 1e3 if timed else np.arange(n_bins, dtype=float)
+    gaps = find_gaps(start)
+    width = np.diff(start, append=start[-1] + (start[-1] - start[-2] if n_bins > 1 else 1.0))
+    width[gaps] = width[np.maximum(gaps - 1, 0)]  # a bin before a gap is as wide as the one before it
+    centre = start + width / 2
+    closed = [(float(start[i] + width[i]), float(start[i + 1])) for i in gaps]
+    broken = np.insert(centre, gaps + 1, np.nan), np.insert(spectra.astype(float), gaps + 1, np.nan, axis=1)
+    many = n_clusters > LINES_READABLE
+    rows_in = 0.8 + 0.085 * n_clusters if many else 0.0
+    height_in = 4.6 + rows_in
+    span = float(start[0]), float(start[-1] + width[-1])
+
+    def draw(figure: Any, theme: Theme) -> None:
+        left, right, low = 0.82 / width_in, 1 - 0.62 / width_in, 0.55 / height_in
+        ax = figure.add_axes((left, (rows_in + 0.55) / height_in, right - left, 3.45 / height_in))
+        for cluster in range(n_clusters):
+            ax.plot(broken[0], broken[1][cluster], color=cluster_colour(cluster), linewidth=0.8 if many else 1.2)
+        for a, b in closed:
+            ax.axvspan(a, b, color=theme.shade, linewidth=0, zorder=0)
+        ax.set_xlim(*span)
+        ax.grid(color=theme.grid, linewidth=0.6)
+        ax.set_axisbelow(True)
+        style(ax, theme, label)
+        _name_lines(ax, broken[1][:, -1], n_clusters)
+        bottom = ax
+        if many:
+            ax.tick_params(labelbottom=False)
+            bottom = figure.add_axes((left, low, right - left, (rows_in - 0.15) / height_in))
+            _draw_rows(figure, bottom, theme, spectra, (start, start + width), span, right)
+        bottom.set_xlabel("time of flight (ms)" if timed else "time-of-flight bin (number)", color=theme.ink)
+        if wavelength is not None and np.all(np.diff(wavelength) > 0):
+            _add_wavelength(ax, theme, centre, wavelength)
+
+    return render(draw, width_in, height_in)
+
+
+def _name_lines(ax: Any, ends: np.ndarray, n_clusters: int) -> None:
+    """Write each cluster's number at the right end of its line, pushed apart where they would overlap."""
+    if n_clusters > LINES_READABLE:
+        return
+    bottom, top = ax.get_ylim()
+    step = (top - bottom) * 0.052
+    place = np.nan_to_num(ends, nan=bottom)
+    order = np.argsort(place, kind="stable")
+    placed = place[order] - step * np.arange(n_clusters)
+    placed = np.maximum.accumulate(placed) + step * np.arange(n_clusters)
+    placed -= max(0.0, placed[-1] - top) if n_clusters else 0.0
+    for cluster, y in zip(order, placed, strict=True):
+        ax.annotate(
+            str(cluster), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
+            va="center", fontsize=9.5, fontweight="bold", color=cluster_colour(int(cluster)), annotation_clip=False,
+        )  # fmt: skip
+
+
+def _draw_rows(
+    figure: Any,
+    ax: Any,
+    theme: Theme,
+    spectra: np.ndarray,
+    bins: tuple[np.ndarray, np.ndarray],
+    span: tuple[float, float],
+    right: float,
+) -> None:
+    """Show every spectrum as one row of a picture: readable where lines cover one another."""
+    from matplotlib import colormaps
+
+    n_clusters = len(spectra)
+    grid = np.linspace(*span, 1200, endpoint=False) + (span[1] - span[0]) / 2400
+    at = np.clip(np.searchsorted(bins[0], grid, side="right") - 1, 0, spectra.shape[1] - 1)
+    rows = np.where(grid < bins[1][at], spectra[:, at], np.nan)
+    low, high = find_limits(spectra)
+    colours = colormaps["viridis"].with_extremes(bad=theme.shade)
+    place = (*span, n_clusters - 0.5, -0.5)
+    shown = ax.imshow(rows, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest", extent=place)
+    every = 1 if n_clusters <= 32 else 2
+    ax.set_yticks(range(0, n_clusters, every), [str(i) for i in range(0, n_clusters, every)])
+    style(ax, theme, "cluster")
+    ax.tick_params(axis="y", length=0, labelsize=7)
+    for name, cluster in zip(ax.get_yticklabels(), range(0, n_clusters, every), strict=True):
+        name.set_color(cluster_colour(cluster))
+        name.set_fontweight("bold")
+    box = ax.get_position()
+    bar = figure.add_axes((right + 0.006, box.y0, 0.008, box.height))
+    style(figure.colorbar(shown, cax=bar).ax, theme, "")
+    bar.tick_params(labelsize=7.5)
+
+
+def _add_wavelength(ax: Any, theme: Theme, centre: np.ndarray, wavelength: np.ndarray) -> None:
+    """Put round wavelengths on a second axis at the top, each above its time of flight."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(10, steps=[1, 2, 2.5, 5, 10]).tick_values(wavelength[0], wavelength[-1])
+    ticks = ticks[(ticks >= wavelength[0]) & (ticks <= wavelength[-1])]
+    top = ax.twiny()
+    top.set_xlim(ax.get_xlim())
+    top.set_xticks(np.interp(ticks, wavelength, centre), [f"{tick:.4g}" for tick in ticks])
+    top.set_xlabel("wavelength (Å)", color=theme.ink)
+    style(top, theme, None)
