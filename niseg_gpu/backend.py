@@ -80,7 +80,9 @@ class Cpu:
 
         model = KMeans(len(centroids), init=centroids, n_init=1, max_iter=max_iter, tol=tol, copy_x=False)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct pixels than clusters: said by the caller
+            warnings.simplefilter(
+                "ignore", ConvergenceWarning
+            )  # fewer distinct pixels than clusters: said by the caller
             model.fit(pixels)
         return Clusters(model.labels_, model.cluster_centers_, float(model.inertia_), int(model.n_iter_))
 
@@ -204,7 +206,9 @@ def iterate_lloyd(xp: Any, iterate: Any, pixels: Any, *, centroids: np.ndarray, 
     return result
 
 
-def _refill_empty(xp: Any, iterate: Any, pixels: Any, centroids: Any, labels: Any, sizes: Any) -> tuple[Any, Any, float]:
+def _refill_empty(
+    xp: Any, iterate: Any, pixels: Any, centroids: Any, labels: Any, sizes: Any
+) -> tuple[Any, Any, float]:
     """Give each empty cluster the pixel farthest from its own centroid, then iterate once more."""
     empty = xp.flatnonzero(sizes == 0)
     distance = xp.sum((pixels - centroids[labels]) ** 2, axis=1)
@@ -256,7 +260,9 @@ def select(device: str = "auto") -> tuple[Any, str]:
     if not missing:
         return GPU, "asked for" if device == "gpu" else "a usable GPU was found"
     if device == "gpu":
-        raise UserError(f"device is gpu, but no GPU can be used: {missing}; install the gpu extra on a GPU node or say device: auto")
+        raise UserError(
+            f"device is gpu, but no GPU can be used: {missing}; install the gpu extra on a GPU node or say device: auto"
+        )
     log.info("running on the CPU: %s", missing)
     return CPU, f"no GPU can be used: {missing}"
 

@@ -9,7 +9,13 @@ Region = tuple[slice, ...]
 
 
 def cut_regions(
-    dims: tuple[str, ...], shape: tuple[int, ...], *, whole: frozenset[str], halo: int, block_bytes: int = BLOCK_BYTES
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    *,
+    whole: frozenset[str],
+    halo: int,
+    parts: int = 1,
+    block_bytes: int = BLOCK_BYTES,
 ) -> list[Region]:
     """Cut a stack along one axis into blocks of about `block_bytes` in float32.
 
@@ -22,6 +28,9 @@ def cut_regions(
         Axes that a block may not split. Rows are cut where the first axis is among them, else frames.
     halo : int
         Rows that a block of rows reads beyond its border; blocks are at least 16 times as high.
+    parts : int
+        Blocks at least, where the halo allows it, so that every worker has some.
+    block_bytes : int
 
     Returns
     -------
@@ -30,7 +39,7 @@ def cut_regions(
     """
     axis = 0 if len(dims) == 3 and dims[0] not in whole else len(dims) - 2
     slab = 4 * math.prod(shape) // max(1, shape[axis])
-    thick = max(1, block_bytes // max(1, slab))
+    thick = max(1, min(block_bytes // max(1, slab), math.ceil(shape[axis] / parts)))
     if dims[axis] == "y":
         thick = max(thick, 16 * halo, 1)
     blocks = math.ceil(shape[axis] / thick)
@@ -40,18 +49,16 @@ def cut_regions(
     return [tuple([*full[:axis], slice(a, min(a + thick, shape[axis])), *full[axis + 1 :]]) for a in starts]
 
 
-def widen(region: Region, shape: tuple[int, ...], *, halo: int) -> tuple[Region, Region]:
-    """Widen a region by `halo` in y and x where the stack goes on.
+def widen(region: Region, shape: tuple[int, ...], *, halo: int) -> Region:
+    """Widen a region by `halo` in y and x as far as the stack goes."""
+    lead = len(region) - 2
+    tail = (
+        slice(max(0, s.start - halo), min(n, s.stop + halo)) for s, n in zip(region[lead:], shape[lead:], strict=True)
+    )
+    return (*region[:lead], *tail)
 
-    Returns
-    -------
-    wide : tuple of slice
-        What to read.
-    inner : tuple of slice
-        Where the region lies within it, last two axes.
-    """
-    lead, tail = len(region) - 2, []
-    for s, n in zip(region[lead:], shape[lead:], strict=True):
-        tail.append(slice(max(0, s.start - halo), min(n, s.stop + halo)))
-    inner = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(region[lead:], tail, strict=True))
-    return (*region[:lead], *tail), inner
+
+def locate(region: Region, *, within: Region) -> Region:
+    """Rows and columns of `region` as they lie inside the block `within`."""
+    pairs = zip(region[-2:], within[-2:], strict=True)
+    return tuple(slice(s.start - w.start, s.stop - w.start) for s, w in pairs)

@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"niseg-gpu: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("niseg-gpu: interrupted; nothing was left under a final name, run the same command again", file=sys.stderr)
+        print(
+            "niseg-gpu: interrupted; nothing was left under a final name, run the same command again", file=sys.stderr
+        )
         status = 130
     except BrokenPipeError:
         status = 1
@@ -71,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "Simulate a time-of-flight run and segment it.")
     demo.add_argument("--out", default="niseg-demo", help="folder to make (default: niseg-demo)")
-    demo.add_argument("--size", choices=("small", "full"), default="small", help="small: 256x256, full: 512x512 x 916 bins")
+    demo.add_argument(
+        "--size", choices=("small", "full"), default="small", help="small: 256x256, full: 512x512 x 916 bins"
+    )
     demo.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo of the same name")
 
@@ -105,7 +109,11 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), help="overrides compute.device")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as kmeans.n_clusters=4 or input.path=run43/"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override, such as kmeans.n_clusters=4 or input.path=run43/",
     )
 
 
@@ -139,7 +147,9 @@ def _given(options: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any
             value = getattr(options, name)
             if isinstance(value, str):
                 annotation = str(model.model_fields[name].annotation)
-                listed = "list" in annotation.lower() or "tuple" in annotation.lower() or "sequence" in annotation.lower()
+                listed = (
+                    "list" in annotation.lower() or "tuple" in annotation.lower() or "sequence" in annotation.lower()
+                )
                 value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value)
             values[name] = value
     return values
@@ -186,7 +196,10 @@ def _add_simulate_tof(kinds: Any) -> None:
     texts = described(simulate_tof)
     for name, p in inspect.signature(simulate_tof).parameters.items():
         if p.kind is p.KEYWORD_ONLY:
-            flag, text = f"--{name.replace('_', '-')}", f"{texts.get(name, '')} (default: {p.default})".replace("%", "%%")
+            flag, text = (
+                f"--{name.replace('_', '-')}",
+                f"{texts.get(name, '')} (default: {p.default})".replace("%", "%%"),
+            )
             if isinstance(p.default, bool):
                 parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=p.default, help=text)
             else:
@@ -246,8 +259,8 @@ def summarize(out: Path) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from niseg_gpu.pipeline.run import check_steps, open_session
     from niseg_gpu.pipeline.results import check_folder
+    from niseg_gpu.pipeline.run import check_steps, open_session
 
     pipeline = _read(options)
     check_folder(Path(pipeline.output.path), overwrite=False)
@@ -255,7 +268,9 @@ def _check(options: argparse.Namespace) -> None:
     sample = session.inputs.sample
     lines = [f"{'input':<18} {_axes(sample.dims, sample.shape)} {sample.dtype}, {sample.nbytes / 1e9:.3g} GB"]
     for stage in check_steps(session):
-        lines.append(f"{stage.name:<18} {_axes(stage.info.dims, stage.info.shape)} {stage.info.dtype} {stage.info.quantity}")
+        lines.append(
+            f"{stage.name:<18} {_axes(stage.info.dims, stage.info.shape)} {stage.info.dtype} {stage.info.quantity}"
+        )
     lines.append(f"device {session.engine.backend.name} ({session.reason}), {session.workers} workers; all is well")
     _say(options, "\n".join(lines))
 
@@ -267,7 +282,9 @@ def _axes(dims: Sequence[str], shape: Sequence[int]) -> str:
 def _demo(options: argparse.Namespace) -> None:
     from niseg_gpu.pipeline.demo import run_demo
 
-    out = run_demo(Path(options.out), size=options.size, device=options.device, overwrite=options.overwrite, quiet=options.quiet)
+    out = run_demo(
+        Path(options.out), size=options.size, device=options.device, overwrite=options.overwrite, quiet=options.quiet
+    )
     _say(options, summarize(out))
 
 

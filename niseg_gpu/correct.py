@@ -48,7 +48,9 @@ def overlap_correct(
     for (first, last), triggers in zip(windows, shutter_counts, strict=True):
         scale = 1 / triggers if per_trigger else 1.0
         spent = backend.correct_window(counts, out, first=first, last=last, triggers=triggers, scale=scale)
-        count("values of pixels that had fired in every trigger of their shutter window (held at one live trigger)", spent)
+        count(
+            "values of pixels that had fired in every trigger of their shutter window (held at one live trigger)", spent
+        )
     return out
 
 
@@ -88,9 +90,7 @@ def _where(attrs: Any) -> str:
     return str(files[0])
 
 
-def normalize(
-    sample: Any, *, open_beam: Any, dark: Any = None, dose: Any = None, minus_log: bool = False
-) -> Any:
+def normalize(sample: Any, *, open_beam: Any, dark: Any = None, dose: Any = None, minus_log: bool = False) -> Any:
     """Turn counts into transmission, (sample - dark) / (open beam - dark).
 
     Parameters
@@ -154,7 +154,7 @@ def fit_normalize(
         region = _region(dose_roi, info)
         dose = _dose(beam, dark, region) / _dose(before.data, dark, region)
     elif dose_by_shutter_counts:
-        dose = _trigger_ratio(info, before.open_beam.attrs)
+        dose = _trigger_ratio(info, before.open_beam.info)
     if dose is not None:
         dose = _check_dose(np.asarray(dose, dtype=np.float32), info)
     return {"open_beam": beam, "dark": dark, "dose": dose, "minus_log": minus_log}
@@ -173,10 +173,10 @@ def check_normalize(
     if dose_roi is not None:
         _region(dose_roi, before.info)
     if dose_by_shutter_counts:
-        _trigger_ratio(before.info, before.open_beam.attrs)
+        _trigger_ratio(before.info, before.open_beam.info)
     for frames, what in ((before.open_beam, "open beam"), (before.dark, "dark current")):
         if frames is not None:
-            _check_reference(frames, before.info, what)
+            _check_reference(frames.info, before.info, what)
 
 
 def describe_normalize(info: Any, *, minus_log: bool = False, **_: Any) -> Any:
@@ -190,7 +190,9 @@ def _check_reference(frames: Any, info: Any, what: str) -> None:
     for axis in ("y", "x"):
         if frames.sizes[axis] != info.sizes[axis]:
             got, need = (f"{s['y']}x{s['x']}" for s in (frames.sizes, info.sizes))
-            raise UserError(f"the {what} {where} has frames of {got} pixels, the sample of {need}; give one of its size")
+            raise UserError(
+                f"the {what} {where} has frames of {got} pixels, the sample of {need}; give one of its size"
+            )
     if "tof" in frames.dims and "tof" in info.dims and frames.sizes["tof"] != info.sizes["tof"]:
         raise UserError(
             f"the {what} {where} has {frames.sizes['tof']} ToF bins, the sample {info.sizes['tof']}; "
@@ -199,12 +201,13 @@ def _check_reference(frames: Any, info: Any, what: str) -> None:
 
 
 def _reference(frames: Any, info: Any) -> Any:
-    """One frame per ToF bin where the reference has the sample's bins, else the mean of its frames."""
-    if "tof" in frames.dims and "tof" in info.dims:
+    """The reference itself where it has the sample's ToF bins, else the mean of its frames."""
+    if "tof" in frames.info.dims and "tof" in info.dims:
         return frames
-    if frames.ndim == 3:
-        frames = frames.mean(frames.dims[0], dtype=np.float32)
-    return frames.astype(np.float32).compute()
+    mean = frames.data
+    if mean.ndim == 3:
+        mean = mean.mean(mean.dims[0], dtype=np.float32)
+    return mean.astype(np.float32).compute()
 
 
 def _region(dose_roi: tuple[int, int, int, int], info: Any) -> dict[str, slice]:
@@ -219,17 +222,21 @@ def _region(dose_roi: tuple[int, int, int, int], info: Any) -> dict[str, slice]:
 
 
 def _dose(frames: Any, dark: Any, region: dict[str, slice]) -> np.ndarray:
-    mean = frames.isel(region).mean(("y", "x"), dtype=np.float64)
-    if dark is not None:
-        mean = mean - dark.isel(region).mean(("y", "x"), dtype=np.float64)
-    return np.asarray(mean.values)
+    means = [
+        (stack.data if hasattr(stack, "stages") else stack).isel(region).mean(("y", "x"), dtype=np.float64).values
+        for stack in (frames, dark)
+        if stack is not None
+    ]
+    return means[0] - means[1] if dark is not None else means[0]
 
 
-def _trigger_ratio(info: Any, beam_attrs: Any) -> np.ndarray:
-    ours, theirs = (a.get("bin_triggers") for a in (info.attrs, beam_attrs))
+def _trigger_ratio(info: Any, beam: Any) -> np.ndarray:
+    ours, theirs = (i.attrs.get("bin_triggers") for i in (info, beam))
     if ours is None or theirs is None:
         which = "sample" if ours is None else "open beam"
-        raise UserError(f"normalize: the {which} has no *_ShutterCount.txt, so dose_by_shutter_counts can't be used; use dose_roi")
+        raise UserError(
+            f"normalize: the {which} has no *_ShutterCount.txt, so dose_by_shutter_counts can't be used; use dose_roi"
+        )
     return np.asarray(theirs, dtype=float) / np.asarray(ours, dtype=float)
 
 
@@ -279,4 +286,6 @@ def describe_scale_spectra(info: Any, **_: Any) -> Any:
 def check_scale_spectra(before: Any, *, method: str = "mean") -> None:
     """Refuse a stack without spectra."""
     if "tof" not in before.info.dims:
-        raise UserError(f"scale_spectra needs a ToF axis, the stack has {before.info.dims}; name the axes with input.dims")
+        raise UserError(
+            f"scale_spectra needs a ToF axis, the stack has {before.info.dims}; name the axes with input.dims"
+        )

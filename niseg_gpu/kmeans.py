@@ -116,7 +116,9 @@ def fit_kmeans(
     backend = table.backend
     usable = int(table.valid.sum())
     if n_clusters > usable:
-        raise UserError(f"kmeans got n_clusters {n_clusters}, the stack has {usable} pixels with data; allowed: 1 to {usable}")
+        raise UserError(
+            f"kmeans got n_clusters {n_clusters}, the stack has {usable} pixels with data; allowed: 1 to {usable}"
+        )
     pixels = table.spectra if usable == len(table.valid) else _compact(table)
     starts = _starts(backend, pixels, n_clusters=n_clusters, seed=seed, init=init, n_init=n_init)
     best = None
@@ -128,9 +130,7 @@ def fit_kmeans(
     dtype = np.uint8 if n_clusters < 255 else np.uint16
     labels = np.full(len(table.valid), np.iinfo(dtype).max, dtype)
     labels[table.valid] = backend.to_host(best.labels)
-    return KMeansResult(
-        labels.reshape(table.map_shape), best.centroids, spectra, sizes, best.inertia, best.n_iter
-    )
+    return KMeansResult(labels.reshape(table.map_shape), best.centroids, spectra, sizes, best.inertia, best.n_iter)
 
 
 def _compact(table: PixelTable) -> Any:
@@ -148,7 +148,9 @@ def _starts(backend: Any, pixels: Any, *, n_clusters: int, seed: int, init: Any,
     if isinstance(init, str) and init in ("k-means++", "random"):
         rows = np.arange(len(pixels))
         if len(rows) > SEEDING_PIXELS:
-            rows = np.sort(np.random.default_rng(seed).choice(len(rows), max(SEEDING_PIXELS, n_clusters), replace=False))
+            rows = np.sort(
+                np.random.default_rng(seed).choice(len(rows), max(SEEDING_PIXELS, n_clusters), replace=False)
+            )
         sample = backend.to_host(pixels[backend.xp.asarray(rows)])
         return [seed_centroids(sample, n_clusters=n_clusters, seed=seed + i, init=init) for i in range(n_init)]
     return [read_centroids(init, shape=(n_clusters, pixels.shape[1]))]
@@ -161,9 +163,13 @@ def read_centroids(init: Any, *, shape: tuple[int, int]) -> np.ndarray:
         centroids = np.load(init) if isinstance(init, str) else np.asarray(init)
         centroids = np.ascontiguousarray(centroids, dtype=np.float32)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"kmeans: {where} can't be read as centroids ({error}); allowed: k-means++, random, a .npy file") from None
+        raise UserError(
+            f"kmeans: {where} can't be read as centroids ({error}); allowed: k-means++, random, a .npy file"
+        ) from None
     if centroids.shape != shape:
-        raise UserError(f"kmeans: the centroids in {where} have shape {centroids.shape}; allowed: {shape} (clusters, features)")
+        raise UserError(
+            f"kmeans: the centroids in {where} have shape {centroids.shape}; allowed: {shape} (clusters, features)"
+        )
     if not np.isfinite(centroids).all():
         raise UserError(f"kmeans: the centroids in {where} hold NaN or Inf; give finite ones")
     return centroids

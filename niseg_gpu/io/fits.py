@@ -116,7 +116,9 @@ def _check_magic(path: Path) -> None:
     if not start:
         raise UserError(f"{path} is empty (0 bytes); copy the file again or remove it")
     if not start.startswith(b"SIMPLE  ="):
-        raise UserError(f"{path} is not a FITS file: it begins with {start!r}; remove it or name the frames with a glob")
+        raise UserError(
+            f"{path} is not a FITS file: it begins with {start!r}; remove it or name the frames with a glob"
+        )
 
 
 def _check_size(path: Path, layout: Layout, size: int) -> None:

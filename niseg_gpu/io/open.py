@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.io.frames import FITS, TIFF, list_frames
-from niseg_gpu.io.source import Source
+from niseg_gpu.io.source import LazyArray, Source
 
 if TYPE_CHECKING:
+    import dask.array as da
     import xarray as xr
 
 AXES = ("tof", "angle", "z", "y", "x")
@@ -150,12 +151,11 @@ def as_stack(
     shape = source.array.shape
     if chunks is None:
         chunks = tuple(_default_chunks([shape[i] for i in order], source.array.dtype.itemsize))
-    in_file = tuple(chunks[order.index(i)] for i in range(len(dims)))
+    array = source.array if order == sorted(order) else _Reordered(source.array, order)
     if len(source.block) == len(shape) and source.block[-2] == shape[-2] and source.block[-2] > 1:
-        data = _whole_frames(source, in_file)
+        data = _whole_frames(array, chunks)
     else:
-        data = da.from_array(source.array, chunks=in_file, name=False, lock=False, meta=_meta(source))
-    data = data.transpose(order)
+        data = da.from_array(array, chunks=chunks, name=False, lock=False, meta=_meta(array))
     names = tuple(dims[i] for i in order)
     files = list(source.files)
     if single:
@@ -170,22 +170,36 @@ def as_stack(
     return stack
 
 
-def _meta(source: Source) -> np.ndarray:
-    return np.empty((0,) * len(source.array.shape), source.array.dtype)
+class _Reordered:
+    """A lazy array with its axes in another order; what is asked for is read, and only that."""
+
+    def __init__(self, array: LazyArray, order: list[int]) -> None:
+        self.array, self.order, self.ndim = array, order, len(order)
+        self.shape, self.dtype = tuple(array.shape[i] for i in order), array.dtype
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        inside: list[slice] = [slice(None)] * self.ndim
+        for i, part in zip(self.order, key, strict=False):
+            inside[i] = part
+        return np.ascontiguousarray(np.asarray(self.array[tuple(inside)]).transpose(self.order))
 
 
-def _whole_frames(source: Source, chunks: tuple[int, ...]):
+def _meta(array: LazyArray) -> np.ndarray:
+    return np.empty((0,) * len(array.shape), array.dtype)
+
+
+def _whole_frames(array: LazyArray, chunks: tuple[int, ...]) -> da.Array:
     """Frames that must be decoded whole: one task a group of frames, so that slicing never decodes one twice."""
     import dask.array as da
     from dask.array.core import normalize_chunks
 
-    shape, array = source.array.shape, source.array
-    whole = normalize_chunks((min(chunks[0], 32), *shape[1:]), shape, dtype=array.dtype)
+    thick = chunks[0] if 0 < chunks[0] < 32 else 32
+    whole = normalize_chunks((min(thick, array.shape[0]), *array.shape[1:]), array.shape, dtype=array.dtype)
 
-    def read(block_info=None) -> np.ndarray:
+    def read(block_info: Any = None) -> np.ndarray:
         return array[tuple(slice(a, b) for a, b in block_info[None]["array-location"])]
 
-    return da.map_blocks(read, chunks=whole, dtype=array.dtype, meta=_meta(source))
+    return da.map_blocks(read, chunks=whole, dtype=array.dtype, meta=_meta(array))
 
 
 def _name_axes(source: Source, dims: Sequence[str] | None) -> tuple[tuple[str, ...], bool]:

@@ -65,7 +65,9 @@ def read_sidecars(frames: list[Path], header_tof: np.ndarray | None, *, tof: str
 
 def _find(frames: list[Path], kind: str) -> Path | None:
     folder = frames[0].parent
-    found = sorted(p for p in folder.iterdir() if p.name.lower().endswith(f"_{kind}.txt") or p.name.lower() == f"{kind}.txt")
+    found = sorted(
+        p for p in folder.iterdir() if p.name.lower().endswith(f"_{kind}.txt") or p.name.lower() == f"{kind}.txt"
+    )
     if len(found) > 1:
         found = [p for p in found if frames[0].name.startswith(p.name[: -len(f"_{kind}.txt")])] or found
     if len(found) > 1:
@@ -138,7 +140,9 @@ def _windows_from_times(path: Path, start: np.ndarray) -> list[tuple[int, int]] 
         windows.append((int(inside[0]), int(inside[-1])))
         first = int(inside[-1]) + 1
     if windows and first != len(start):
-        raise UserError(f"{path}: its windows end at bin {first - 1}, the run has {len(start)} bins; it belongs to another run")
+        raise UserError(
+            f"{path}: its windows end at bin {first - 1}, the run has {len(start)} bins; it belongs to another run"
+        )
     return windows or None
 
 

@@ -27,7 +27,9 @@ def _correct_window(counts, out, first, last, triggers, scale):
     return spent
 
 
-def correct_window_cpu(counts: np.ndarray, out: np.ndarray, *, first: int, last: int, triggers: int, scale: float) -> np.ndarray:
+def correct_window_cpu(
+    counts: np.ndarray, out: np.ndarray, *, first: int, last: int, triggers: int, scale: float
+) -> np.ndarray:
     """Correct bins `first` to `last` of one shutter window into `out`.
 
     Parameters

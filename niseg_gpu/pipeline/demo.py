@@ -20,16 +20,18 @@ input:
 steps:
   - overlap_correct: {}
   - remove_spots: {size: 3, threshold: 200, kind: bright}
+  - assign_wavelength: {flight_path_m: 10}
+  - rebin_tof: {factor: 5}
   - normalize: {dose_by_shutter_counts: true}
-  - assign_wavelength: {flight_path_m: 15}
-  - rebin_tof: {factor: 4}
   - kmeans: {n_clusters: 4, seed: 2018}
 output:
   path: result
 """
 
 
-def run_demo(out: Path, *, size: str = "small", device: str = "auto", overwrite: bool = False, quiet: bool = False) -> Path:
+def run_demo(
+    out: Path, *, size: str = "small", device: str = "auto", overwrite: bool = False, quiet: bool = False
+) -> Path:
     """Simulate a run under `out` and take it through the whole main job.
 
     Parameters

@@ -12,38 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niseg_gpu import findings
-from niseg_gpu.chunks import Region, cut_regions, widen
+from niseg_gpu.chunks import BLOCK_BYTES, cut_regions
+from niseg_gpu.pipeline.blocks import BlockRun, halo_of
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.parse import Step
 from niseg_gpu.pipeline.steps import OPS, Op
-from niseg_gpu.pipeline.values import ValueCheck
 from niseg_gpu.stack import StackInfo
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-@dataclass(frozen=True)
-class Before:
-    """What a step's `fit` and `check` may look at: the stack as it reaches the step.
-
-    Attributes
-    ----------
-    info : StackInfo
-    open_beam, dark : xarray.DataArray or None
-        The references after the steps before, as far as they have the axes; lazy.
-    """
-
-    info: StackInfo
-    open_beam: xr.DataArray | None
-    dark: xr.DataArray | None
-    _data: Callable[[], xr.DataArray]
-
-    @property
-    def data(self) -> xr.DataArray:
-        """The stack after the steps before, lazy."""
-        return self._data()
 
 
 @dataclass(frozen=True)
@@ -54,6 +31,54 @@ class Stage:
     op: Op
     state: Mapping[str, Any]
     info: StackInfo
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An open beam or dark current with the steps that lie before `normalize`.
+
+    As part of a step's state it is read and worked on block by block, beside the sample's block.
+
+    Attributes
+    ----------
+    info : StackInfo
+        After the stages.
+    raw : xarray.DataArray
+        As read.
+    stages : sequence of Stage
+    """
+
+    info: StackInfo
+    raw: xr.DataArray
+    stages: Sequence[Stage]
+    _data: Callable[[], xr.DataArray]
+
+    @property
+    def data(self) -> xr.DataArray:
+        """After the stages, lazy, on the host."""
+        return self._data()
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a step's `fit` and `check` may look at: the stack as it reaches the step.
+
+    Attributes
+    ----------
+    info : StackInfo
+    open_beam, dark : Reference or None
+        After the steps before, as far as they have the axes.
+    """
+
+    info: StackInfo
+    open_beam: Reference | None
+    dark: Reference | None
+    _data: Callable[[], xr.DataArray]
+
+    @property
+    def data(self) -> xr.DataArray:
+        """The stack after the steps before, lazy, on the host."""
+        return self._data()
 
 
 @dataclass(frozen=True)
@@ -82,14 +107,17 @@ class Engine:
     clock : Clock
     bad_values : {"error", "keep"}
         What to do about NaN, Inf, negative counts and saturated values in the input.
-    block_bytes : int, optional
+    workers : int
+        Threads that will share the blocks.
+    block_bytes : int
         Size of a block in float32.
     """
 
     backend: Any
     clock: Clock = field(default_factory=Clock)
     bad_values: str = "error"
-    block_bytes: int | None = None
+    workers: int = 1
+    block_bytes: int = BLOCK_BYTES
 
     def apply(self, stack: xr.DataArray, steps: Sequence[Step], **references: xr.DataArray | None) -> Applied:
         """Apply block-wise steps, lazily; only what a `fit` needs (a dose, averaged frames) is computed at once.
@@ -131,7 +159,7 @@ class Engine:
             stages.append(Stage(step.name, op, state, info))
         return stages
 
-    def _reference(self, stack: xr.DataArray | None, steps: Sequence[Step], *, reading: bool) -> xr.DataArray | None:
+    def _reference(self, stack: xr.DataArray | None, steps: Sequence[Step], *, reading: bool) -> Reference | None:
         """A reference after the steps that make sense for it: those whose axes it has; it is never normalized."""
         if stack is None:
             return None
@@ -139,10 +167,8 @@ class Engine:
         if "tof" not in stack.dims:
             steps = [s for s in steps if s.name != "assign_wavelength"]
         stages = self.fit(stack, steps, reading=reading)
-        if reading:
-            return self.to_host(self._map(stack, stages).image)
         info = stages[-1].info if stages else StackInfo.of(stack)
-        return info.wrap(np.broadcast_to(np.zeros((), info.dtype), info.shape))
+        return Reference(info, stack, stages, lambda: self.to_host(self._map(stack, stages).image))
 
     def to_host(self, stack: xr.DataArray) -> xr.DataArray:
         """Bring a lazy stack's blocks to the host."""
@@ -154,19 +180,20 @@ class Engine:
         import dask.array as da
         from dask import delayed
 
-        whole = frozenset().union(*(stage.op.whole for stage in stages))
-        halo = sum(stage.op.halo(**stage.state) for stage in stages)
-        size = {} if self.block_bytes is None else {"block_bytes": self.block_bytes}
-        regions = cut_regions(stack.dims, stack.shape, whole=whole, halo=halo, **size)
+        regions = cut_regions(
+            tuple(map(str, stack.dims)),
+            stack.shape,
+            whole=frozenset().union(*(stage.op.whole for stage in stages)),
+            halo=halo_of(stages),
+            parts=4 * self.workers,
+            block_bytes=self.block_bytes,
+        )
         axis = 0 if len(regions) > 1 and regions[0][0] != regions[1][0] else stack.ndim - 2
+        run = BlockRun(self.backend, self.clock, stack, stages, bad_values=self.bad_values)
         outputs = _outputs(stack, stages)
-        data = stack.data if hasattr(stack.data, "dask") else da.from_array(stack.data, chunks=-1, name=False)
-        run = delayed(_BlockRun(self, stack, stages), pure=False)
         pieces: list[list[Any]] = [[] for _ in outputs]
         for region in regions:
-            wide, inner = widen(region, stack.shape, halo=halo)
-            spatial = [_at(value, stage.info.dims, wide) for stage in stages for value in _spatial(stage).values()]
-            task = run(data[wide], _Opaque(wide), _Opaque(inner), *spatial)
+            task = delayed(run.at(region), pure=False)(*run.arguments(region))
             for k, (_, info, dtype) in enumerate(outputs):
                 shape = list(info.shape)
                 shape[axis] = region[axis].stop - region[axis].start
@@ -178,62 +205,9 @@ class Engine:
         return Applied(image, {str(mask.name): mask for mask in masks})
 
 
-class _Opaque:
-    """Keeps Dask from looking for graphs inside a value."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-class _BlockRun:
-    """Takes one block through all stages."""
-
-    def __init__(self, engine: Engine, stack: xr.DataArray, stages: Sequence[Stage]) -> None:
-        self.backend, self.clock = engine.backend, engine.clock
-        self.check = ValueCheck(stack.attrs.get("files", ()), bad_values=engine.bad_values)
-        self.what = stack.attrs.get("role", "input")
-        self.steps = []
-        for stage in stages:
-            plain = {k: v for k, v in stage.state.items() if k not in _spatial(stage)}
-            self.steps.append((stage.name, stage.op, plain, list(_spatial(stage))))
-
-    def __call__(self, block: np.ndarray, wide: _Opaque, inner: _Opaque, *spatial: Any) -> tuple[Any, ...]:
-        backend, left, masks = self.backend, list(spatial), []
-        with findings.collect(inner.value) as tally:
-            self.check(block, wide.value)
-        self.clock.add_findings(self.what, tally)
-        with self.clock.timing("to device", block.nbytes):
-            block = backend.from_host(block)
-            left = [backend.from_host(np.asarray(value)) for value in left]
-            backend.synchronize()
-        for name, op, plain, names in self.steps:
-            arrays = {key: left.pop(0) for key in names}
-            with findings.collect(inner.value) as tally, self.clock.timing(name, block.nbytes):
-                block = op.apply(block, **plain, **arrays)
-                if op.mask:
-                    block, mask = block
-                    masks.append(mask)
-                backend.synchronize()
-            self.clock.add_findings(name, tally)
-        return tuple(array[(..., *inner.value)] for array in (block, *masks))
-
-
 def _outputs(stack: xr.DataArray, stages: Sequence[Stage]) -> list[tuple[str, StackInfo, np.dtype]]:
     """Name, axes and dtype of what a block's task returns: the image, then the masks."""
     last = stages[-1].info if stages else StackInfo.of(stack)
     masked = [stage.info for stage in stages if stage.op.mask]
     names = ["spots", *(f"spots_{n}" for n in range(2, len(masked) + 1))]
     return [("image", last, last.dtype), *((n, i, np.dtype(bool)) for n, i in zip(names, masked, strict=False))]
-
-
-def _spatial(stage: Stage) -> dict[str, Any]:
-    """The parts of a state that have axes, to be cut as the block is cut."""
-    return {name: value for name, value in stage.state.items() if hasattr(value, "dims")}
-
-
-def _at(value: xr.DataArray, dims: Sequence[str], region: Region) -> Any:
-    """Cut a state array to the block's region, by the axes they share.
-
-    Blocks of rows hold the whole first axis, whatever its length has become: its slice then cuts nothing off.
-    """
-    return value.isel({dim: s for dim, s in zip(dims, region, strict=True) if dim in value.dims}).data

@@ -27,6 +27,11 @@ class Inputs:
     def references(self) -> dict[str, Any]:
         return {"open_beam": self.open_beam, "dark": self.dark}
 
+    @property
+    def nbytes(self) -> int:
+        """Of all of them together."""
+        return sum(stack.nbytes for stack in (self.sample, self.open_beam, self.dark) if stack is not None)
+
 
 def open_inputs(spec: Input, *, clock: Clock) -> Inputs:
     """Open all inputs without reading their data; an NXtomo file brings its own open beam and dark current."""
@@ -49,5 +54,5 @@ def open_inputs(spec: Input, *, clock: Clock) -> Inputs:
         clocked = replace(source, array=Clocked(source.array, clock))
         # one chunk: each block then reads its own part, and nothing twice
         stack = as_stack(clocked, dims=dims, chunks=(-1,) * len(source.array.shape))
-        stacks[name] = stack.assign_attrs(role="input" if name == "sample" else name)
+        stacks[name] = stack.assign_attrs(role=name)
     return Inputs(**stacks)

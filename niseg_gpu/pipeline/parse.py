@@ -40,7 +40,8 @@ class Output(BaseModel):
 
     path: str = Field("niseg-out", description="Folder of the results.")
     arrays: list[Literal["image", "spots", "labels", "spectra"]] = Field(
-        list(ARRAYS), description="What to keep in result.zarr; leave out image where the corrected stack is not needed."
+        list(ARRAYS),
+        description="What to keep in result.zarr; leave out image where the corrected stack is not needed.",
     )
 
 
@@ -211,9 +212,13 @@ def _override(mapping: dict[str, Any], override: str) -> None:
     steps = mapping.get("steps") or []
     named = [i for i, step in enumerate(steps) if _name_of(step) == section]
     if not named:
-        raise UserError(f"--set got {override!r}: the pipeline has no step {section!r}{suggest(section, map(_name_of, steps))}")
+        raise UserError(
+            f"--set got {override!r}: the pipeline has no step {section!r}{suggest(section, map(_name_of, steps))}"
+        )
     if len(named) > 1:
-        raise UserError(f"--set got {override!r}: the pipeline has {len(named)} steps {section!r}; change the file instead")
+        raise UserError(
+            f"--set got {override!r}: the pipeline has {len(named)} steps {section!r}; change the file instead"
+        )
     step = steps[named[0]]
     if isinstance(step, dict) and "use" in step:
         steps[named[0]] = {**step, name: value}

@@ -21,6 +21,12 @@ def show_progress(what: str, *, total: int, quiet: bool) -> Iterator[Callable[[i
     from tqdm import tqdm
 
     with tqdm(
-        total=total, desc=what, unit="value", unit_scale=True, disable=True if quiet else None, leave=False, dynamic_ncols=True
+        total=total,
+        desc=what,
+        unit="value",
+        unit_scale=True,
+        disable=True if quiet else None,
+        leave=False,
+        dynamic_ncols=True,
     ) as bar:
         yield bar.update

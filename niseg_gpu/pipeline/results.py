@@ -21,7 +21,9 @@ def check_folder(path: Path, *, overwrite: bool, sign: str = "run.json") -> None
         if not overwrite:
             raise UserError(f"{path} exists; give another --out, or replace it with --overwrite")
         if not (path / sign).is_file():
-            raise UserError(f"{path} exists and is no earlier result (no {sign} in it), so it is not replaced; give another --out")
+            raise UserError(
+                f"{path} exists and is no earlier result (no {sign} in it), so it is not replaced; give another --out"
+            )
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("numpy", "dask", "xarray", "zarr", "astropy", "scipy", "scikit-learn", "numba", "cupy", "cucim", "cuml")
 
+WALL = "all blocks, by the clock on the wall"
+
 log = logging.getLogger("niseg_gpu")
 
 
@@ -41,8 +43,11 @@ class Session:
     pipeline: Pipeline
     engine: Engine
     reason: str
-    workers: int
     inputs: Inputs
+
+    @property
+    def workers(self) -> int:
+        return self.engine.workers
 
     @property
     def clock(self) -> Clock:
@@ -62,19 +67,16 @@ class Session:
 def open_session(pipeline: Pipeline) -> Session:
     """Choose the device, open the inputs and check every step against them; no data are read."""
     backend, reason = select(pipeline.compute.device)
-    engine = Engine(backend, bad_values=pipeline.input.bad_values)
-    session = Session(
-        pipeline, engine, reason, pipeline.compute.workers or count_cores(), open_inputs(pipeline.input, clock=engine.clock)
-    )
+    workers = pipeline.compute.workers or count_cores()
+    engine = Engine(backend, bad_values=pipeline.input.bad_values, workers=workers)
+    session = Session(pipeline, engine, reason, open_inputs(pipeline.input, clock=engine.clock))
     check_steps(session)
     return session
 
 
 def check_steps(session: Session) -> list[Stage]:
     """Check every step; return the stack after each."""
-    return session.engine.fit(
-        session.inputs.sample, session.pipeline.steps, reading=False, **session.inputs.references
-    )
+    return session.engine.fit(session.inputs.sample, session.pipeline.steps, reading=False, **session.inputs.references)
 
 
 def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False) -> Path:
@@ -100,7 +102,13 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = F
     check_folder(out, overwrite=overwrite)
     session = open_session(pipeline)
     with staged_folder(out, overwrite=overwrite) as folder, _log_to(folder / "log.txt"):
-        log.info("%s %s on %s (%s)", pipeline.input.path, session.inputs.sample.shape, session.engine.backend.name, session.reason)
+        log.info(
+            "%s %s on %s (%s)",
+            pipeline.input.path,
+            session.inputs.sample.shape,
+            session.engine.backend.name,
+            session.reason,
+        )
         results = write_results(session, folder, quiet=quiet)
         with session.clock.timing("report", 0):
             record = _record(session, results, started=started.isoformat(timespec="seconds"))
@@ -151,7 +159,9 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     return results
 
 
-def store_blocks(session: Session, applied: Applied, group: Any, *, quiet: bool) -> tuple[PixelTable | None, dict[str, Any]]:
+def store_blocks(
+    session: Session, applied: Applied, group: Any, *, quiet: bool
+) -> tuple[PixelTable | None, dict[str, Any]]:
     """Compute every block once and write it wherever it is wanted."""
     import dask.array as da
 
@@ -183,7 +193,7 @@ def store_blocks(session: Session, applied: Applied, group: Any, *, quiet: bool)
                 )
                 pairs.append((stack, HostTarget(array, backend=backend, clock=clock)))
         pairs.append((image, sums["image"]))  # last, so that the bar moves when a block is done with
-        with clock.timing("all blocks (wall)", image.size * 4):
+        with clock.timing(WALL, session.inputs.nbytes):
             da.store([s.data for s, _ in pairs], [t for _, t in pairs], lock=False)
     return table, sums
 
@@ -289,7 +299,7 @@ def _costs(session: Session, *, seconds: float) -> dict[str, Any]:
     for name, took in clock.seconds.items():
         if name == "to device" and session.engine.backend.name == "cpu":
             continue
-        parallel = name not in ("kmeans", "report", "all blocks (wall)")
+        parallel = name not in ("kmeans", "report", WALL)
         wall = took / session.workers if parallel else took
         row = {"name": name, "seconds": round(wall, 4), "bytes": clock.bytes[name]}
         if clock.bytes[name] and wall > 0:

@@ -44,7 +44,9 @@ class SumTarget:
 
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
         xp = self.backend.xp
-        part = block if block.ndim == 2 else xp.sum(block, axis=0, dtype=xp.float32 if block.dtype.kind == "f" else None)
+        part = (
+            block if block.ndim == 2 else xp.sum(block, axis=0, dtype=xp.float32 if block.dtype.kind == "f" else None)
+        )
         part = self.backend.to_host(part)
         with self._lock:
             self.total[region[-2:]] += part.astype(self.total.dtype, copy=False)

@@ -58,9 +58,7 @@ OPS: dict[str, Op] = {
     "assign_wavelength": Op(tof.assign_wavelength, describe=tof.describe_assign_wavelength),
     "select_tof": Op(tof.select_tof, fit=tof.fit_select_tof, describe=tof.describe_select_tof, whole=TOF),
     "rebin_tof": Op(tof.rebin_tof, fit=tof.fit_rebin_tof, describe=tof.describe_rebin_tof, whole=TOF),
-    "remove_spots": Op(
-        spots.remove_spots, check=spots.check_remove_spots, halo=spots.halo_remove_spots, mask=True
-    ),
+    "remove_spots": Op(spots.remove_spots, check=spots.check_remove_spots, halo=spots.halo_remove_spots, mask=True),
     "normalize": Op(
         correct.normalize, fit=correct.fit_normalize, check=correct.check_normalize, describe=correct.describe_normalize
     ),

@@ -39,7 +39,9 @@ class ValueCheck:
 
     def _describe(self, what: str, value: Any, place: list[int], dtype: np.dtype) -> str:
         frame = place[0] if len(place) == 3 else 0
-        file = self.files[frame] if len(self.files) > 1 and frame < len(self.files) else (self.files or ("the stack",))[0]
+        file = (
+            self.files[frame] if len(self.files) > 1 and frame < len(self.files) else (self.files or ("the stack",))[0]
+        )
         where = f"{file}: frame {frame}, " if len(place) == 3 else f"{file}: "
         hint = ""
         if what == "negative":

@@ -1,0 +1,121 @@
+"""One block's way through the steps: read, checked, brought to the device, worked on, cut to its own part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niseg_gpu import findings
+from niseg_gpu.chunks import Region, locate, widen
+from niseg_gpu.pipeline.clock import Clock
+from niseg_gpu.pipeline.values import ValueCheck
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def halo_of(stages: Sequence[Any]) -> int:
+    """Pixels in y and x that a block must see beyond its border to come through all stages."""
+    return sum(stage.op.halo(**stage.state) for stage in stages)
+
+
+class BlockRun:
+    """Takes blocks of one stack through its stages.
+
+    A state's parts are told apart by what they are: arrays with axes are cut to the block, a reference (it has
+    stages of its own) is read and taken through them at the block's place, everything else goes to the step as it is.
+
+    Parameters
+    ----------
+    backend : Cpu or Gpu
+    clock : Clock
+    stack : xarray.DataArray
+    stages : sequence of Stage
+    bad_values : {"error", "keep"}
+    """
+
+    def __init__(
+        self, backend: Any, clock: Clock, stack: xr.DataArray, stages: Sequence[Any], *, bad_values: str
+    ) -> None:
+        self.backend, self.clock, self.stack, self.stages = backend, clock, stack, stages
+        self.halo = halo_of(stages)
+        role = stack.attrs.get("role", "sample")
+        self.of = "" if role == "sample" else f"{role.replace('_', ' ')}: "
+        self.check = ValueCheck(stack.attrs.get("files", ()), bad_values=bad_values)
+        self.references = {
+            (i, name): BlockRun(backend, clock, value.raw, value.stages, bad_values=bad_values)
+            for i, stage in enumerate(stages)
+            for name, value in stage.state.items()
+            if hasattr(value, "stages")
+        }
+
+    def arguments(self, region: Region) -> list[Any]:
+        """What Dask must bring for `region`: this stack's block, then those of its references."""
+        wide = widen(region, self.stack.shape, halo=self.halo)
+        found = [_block(self.stack.data, wide)]
+        for run in self.references.values():
+            found += run.arguments(self._beside(wide, run))
+        return found
+
+    def at(self, region: Region) -> Callable[..., tuple[Any, ...]]:
+        """The function of one block's task: it gives the image, then the masks, at `region`."""
+        return partial(self._work, region)
+
+    def _work(self, region: Region, *blocks: np.ndarray) -> tuple[Any, ...]:
+        return tuple(self._take(region, list(blocks), own=region))
+
+    def _beside(self, region: Region, run: BlockRun) -> Region:
+        """Where a reference's block lies: the same rows, columns and, where they are cut, bins."""
+        whole = region[0] == slice(0, self.stack.shape[0])
+        return (slice(0, run.stack.shape[0]) if whole else region[0], *region[1:])
+
+    def _take(self, region: Region, left: list[np.ndarray], *, own: Region) -> list[Any]:
+        """Take the next block of `left` through the stages; of what is found, `own` is counted."""
+        wide = widen(region, self.stack.shape, halo=self.halo)
+        counted, block = locate(own, within=wide), left.pop(0)
+        aside = {key: run._take(self._beside(wide, run), left, own=own)[0] for key, run in self.references.items()}
+        with findings.collect(counted) as tally:
+            self.check(block, wide)
+        self.clock.add_findings(f"{self.of}input", tally)
+        with self.clock.timing("to device", block.nbytes):
+            block = self.backend.from_host(block)
+            self.backend.synchronize()
+        masks = []
+        for i, stage in enumerate(self.stages):
+            state = {name: aside.get((i, name), self._local(value, wide, stage)) for name, value in stage.state.items()}
+            with findings.collect(counted) as tally, self.clock.timing(stage.name, block.nbytes):
+                block = stage.op.apply(block, **state)
+                if stage.op.mask:
+                    block, mask = block
+                    masks.append(mask)
+                self.backend.synchronize()
+            self.clock.add_findings(f"{self.of}{stage.name}", tally)
+        inner = locate(region, within=wide)
+        return [array[(..., *inner)] for array in (block, *masks)]
+
+    def _local(self, value: Any, wide: Region, stage: Any) -> Any:
+        """Cut a state's array to the block, by the axes they share.
+
+        Blocks of rows hold the whole first axis, whatever its length has become: its slice then cuts nothing off.
+        """
+        if not hasattr(value, "dims"):
+            return value
+        cut = {dim: s for dim, s in zip(stage.info.dims, wide, strict=True) if dim in value.dims}
+        return self.backend.from_host(value.isel(cut).values)
+
+
+def _block(data: Any, region: Region) -> Any:
+    """A Delayed of one block.
+
+    An array that is a single chunk just read is cut at once, so that a block reads its own part and no more;
+    of any other the pieces keep their names, so that neighbours share them and nothing is computed twice.
+    """
+    import dask.array as da
+
+    if not hasattr(data, "dask"):
+        data = da.from_array(data, chunks=-1, name=False)
+    just_read = data.npartitions == 1 and len(data.dask.layers) <= 2
+    return data[region].rechunk(-1).to_delayed(optimize_graph=just_read).item()
