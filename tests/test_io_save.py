@@ -224,7 +224,8 @@ def test_blocks_still_under_way_at_a_failure_write_nothing_more(tmp_path, ending
         late.set()
         return block
 
-    data = da.ones((2, 8, 8), chunks=(1, 8, 8)).map_blocks(work, dtype="f4")
+    ones = da.ones((2, 512, 512), chunks=(1, 512, 512))  # blocks too large to be merged
+    data = ones.map_blocks(work, meta=ones._meta)
     with dask.config.set(scheduler="threads", num_workers=2), pytest.raises(ValueError, match="beam lost"):
         save(xr.DataArray(data, dims=DIMS[3]), tmp_path / f"out{ending}")
     assert late.wait(5)
@@ -283,7 +284,7 @@ def test_full_disk_is_told_in_one_line(tmp_path, stack, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("ending", [".zarr", ".h5", ".npy", ".tif"])
+@pytest.mark.parametrize("ending", [".zarr", ".tif"])
 def test_other_processes_may_write_the_blocks(tmp_path, stack, ending):
     with dask.config.set(scheduler="processes", num_workers=1):
         path = save(stack, tmp_path / f"out{ending}")
