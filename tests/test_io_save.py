@@ -229,7 +229,7 @@ def test_blocks_still_under_way_at_a_failure_write_nothing_more(tmp_path, ending
     with dask.config.set(scheduler="threads", num_workers=2), pytest.raises(ValueError, match="beam lost"):
         save(xr.DataArray(data, dims=DIMS[3]), tmp_path / f"out{ending}")
     assert late.wait(5)
-    time.sleep(0.1)
+    time.sleep(0.5)
     assert os.listdir(tmp_path) == []
 
 
