@@ -1,7 +1,4 @@
-"""Read HDF5 and NeXus files lazily; split tomographies by the ``image_key`` of NXtomo.
-
-NeXus: M. Könnecke et al., J. Appl. Cryst. 48 (2015) 301, doi:10.1107/S1600576714027575.
-"""
+"""Read HDF5 and NeXus files lazily; split tomographies by the ``image_key`` of NXtomo."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import numpy as np
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.io.check import check_file, check_stack
+from niseg_gpu.io.nexus import default_plot, in_our_units, is_class, nxdata_axes, text
 from niseg_gpu.io.source import Source
 
 if TYPE_CHECKING:
@@ -23,20 +21,6 @@ if TYPE_CHECKING:
 _FIRST_FOREIGN_FILTER, _LZF = 256, 32000  # numbers of filters; h5py brings LZF along
 IMAGE_KEYS = {"sample": 0, "open_beam": 1, "dark": 2}  # NXtomo; 3 marks an invalid frame
 RECORD = "niseg_gpu"  # group beside the NXdata group in which `save` notes names, dims and attributes
-_AXES = {name: name for name in ("tof", "angle", "z", "y", "x")}
-_AXES |= {"time_of_flight": "tof", "rotation_angle": "angle"}  # as NeXus has them
-_TIME = {
-    "s": 1.0,
-    "second": 1.0,
-    "ms": 1e-3,
-    "us": 1e-6,
-    "\u00b5s": 1e-6,
-    "\u03bcs": 1e-6,
-    "microsecond": 1e-6,
-    "ns": 1e-9,
-}
-_TURN = {"degree": 1.0, "deg": 1.0, "rad": 180 / np.pi, "radian": 180 / np.pi}
-_UNITS = {"tof": _TIME, "angle": _TURN}
 
 
 class H5Array:
@@ -112,7 +96,7 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Source:
                     f"{path}: has {' and '.join(sources)} frames but none of the sample (image_key 0); name a dataset"
                 )
             return sources["sample"]
-        return _source_of(_default_plot(found) or _only_dataset(found, path), path)
+        return _source_of(default_plot(found) or _only_dataset(found, path), path)
 
 
 def is_nxtomo(path: Path, dataset: str | None = None) -> bool:
@@ -147,7 +131,7 @@ def open_nxtomo(path: Path, dataset: str | None = None) -> dict[str, Source]:
     check_file(path)
     with _open(path) as file:
         found = _look_up(file, dataset, path)
-        while not _tomographies(found) and found.name != "/" and not _is_class(found, "NXentry"):
+        while not _tomographies(found) and found.name != "/" and not is_class(found, "NXentry"):
             found = found.parent
         return _split_tomography(found, path)
 
@@ -179,14 +163,6 @@ def _is_dataset(found: Any) -> bool:
     return isinstance(found, h5py.Dataset)
 
 
-def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _is_class(found: Any, nx_class: str) -> bool:
-    return _text(found.attrs.get("NX_class")) == nx_class
-
-
 def _datasets(group: h5py.Group) -> list[h5py.Dataset]:
     found: list[h5py.Dataset] = []
     group.visititems(lambda _, item: found.append(item) if _is_dataset(item) else None)
@@ -212,17 +188,9 @@ def _only_dataset(group: h5py.Group, path: Path) -> h5py.Dataset:
     return candidates[0]
 
 
-def _default_plot(group: h5py.Group) -> h5py.Dataset | None:
-    """Follow the ``default`` attributes of NeXus down to the signal of an NXdata group."""
-    while "default" in group.attrs and (name := _text(group.attrs["default"])) in group:
-        group = group[name]
-    signal = _text(group.attrs.get("signal", "")) if _is_class(group, "NXdata") else ""
-    return group[signal] if isinstance(signal, str) and signal in group else None
-
-
 def _source_of(dataset: h5py.Dataset, path: Path) -> Source:
     array = _array_of(dataset, path)
-    dims, coords, attrs = _recorded(dataset) or _nxdata_axes(dataset)
+    dims, coords, attrs = _recorded(dataset) or nxdata_axes(dataset)
     return Source(array=array, files=(str(path),), dims=dims, block=_block(dataset), coords=coords, attrs=attrs)
 
 
@@ -246,7 +214,7 @@ def _needs_plugins(dataset: h5py.Dataset, where: str) -> bool:
         _load_plugins()
     for code, name in codes.items():
         if not h5py.h5z.filter_avail(code):
-            name = _text(name) or "a filter"
+            name = text(name) or "a filter"
             raise UserError(f"{where}: compressed with {name} ({code}), not installed here; install hdf5plugin")
     return any(code >= _FIRST_FOREIGN_FILTER and code != _LZF for code in codes)
 
@@ -263,41 +231,15 @@ def _recorded(dataset: h5py.Dataset) -> tuple[tuple[str, ...], dict[str, np.ndar
     note = dataset.parent.parent.get(f"{RECORD}/data")
     if note is None:
         return None
-    record = json.loads(_text(note[()]))
+    record = json.loads(text(note[()]))
     if record.get("name") != dataset.name.rpartition("/")[2]:
         return None
-    coords = {name: dataset.parent[name][()] for name, dims in record["coords"].items() if len(dims) == 1}
+    coords = {
+        name: dataset.parent[name][()]
+        for name, coord in record["coords"].items()
+        if len(coord["dims"]) == 1 and coord["dtype"] != "str"
+    }
     return tuple(record["dims"]), coords, record["attrs"]
-
-
-def _nxdata_axes(dataset: h5py.Dataset) -> tuple[tuple[str, ...] | None, dict[str, np.ndarray], dict[str, Any]]:
-    """Return what the NXdata group around a signal says of its axes, as far as we know their names."""
-    group = dataset.parent
-    axes = [_text(axis) for axis in np.atleast_1d(group.attrs.get("axes", []))] if _is_class(group, "NXdata") else []
-    dims = tuple(_AXES.get(axis) for axis in axes)
-    if _text(group.attrs.get("signal")) != dataset.name.rpartition("/")[2] or len(dims) != dataset.ndim or None in dims:
-        return None, {}, {}
-    coords: dict[str, np.ndarray] = {}
-    for axis, dim, length in zip(axes, dims, dataset.shape, strict=True):
-        if dim in _UNITS and axis in group:
-            coords |= _axis_coords(dim, group[axis], length)
-    return dims, coords, {}
-
-
-def _axis_coords(dim: str, axis: h5py.Dataset, length: int) -> dict[str, np.ndarray]:
-    values = np.atleast_1d(_in_our_units(dim, axis))
-    if dim == "tof" and values.shape == (length + 1,):  # edges of the bins
-        return {"tof": values[:-1], "tof_width": np.diff(values)}
-    return {dim: values} if values.shape == (length,) else {}
-
-
-def _in_our_units(dim: str, axis: h5py.Dataset) -> np.ndarray:
-    known = _UNITS[dim]
-    unit = str(_text(axis.attrs.get("units", next(iter(known))))).strip()
-    if (factor := known.get(unit, known.get(unit.lower().removesuffix("s")))) is None:
-        where = f"{axis.file.filename}:{axis.name}"
-        raise UserError(f"{where}: units {unit!r}; allowed: {', '.join(known)}; mend the units attribute")
-    return np.asarray(axis[()], dtype="f8") * factor
 
 
 def _tomographies(group: h5py.Group) -> list[h5py.Group]:
@@ -348,12 +290,12 @@ def _split_tomography(group: h5py.Group, path: Path) -> dict[str, Source]:
 def _rotation_angle(group: h5py.Group, frames: int) -> tuple[np.ndarray | None, dict[str, Any]]:
     """Return the angle of each frame in degrees, from beside the frames or from the entry's sample."""
     entry = group
-    while entry.name != "/" and not _is_class(entry, "NXentry"):
+    while entry.name != "/" and not is_class(entry, "NXentry"):
         entry = entry.parent
     places = (group, *(entry[name] for name in ("sample", "data") if name in entry))
     for place in places:
         if "rotation_angle" in place:
-            angle = np.atleast_1d(_in_our_units("angle", place["rotation_angle"]))
+            angle = np.atleast_1d(in_our_units("angle", place["rotation_angle"]))
             if angle.shape == (frames,):
                 return angle, {}
             return None, {"rotation_angle": f"{angle.size} values for {frames} frames, left out"}

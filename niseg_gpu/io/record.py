@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PROGRAM = __name__.partition(".")[0]
 _NAME = re.compile(r"\w[\w.-]*")  # what every format takes as the name of an array
+_TOKEN = re.compile(r"-[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$")  # ends a name that Dask made up
 
 
 def describe_stack(stack: xr.DataArray, *, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def describe_stack(stack: xr.DataArray, *, provenance: Mapping[str, Any] | None 
     UserError
         If a name cannot be one of an array in a file.
     """
-    name = str(stack.name) if stack.name is not None and stack.name not in stack.coords else "image"
+    name = _name_of(stack)
     for word in (name, *map(str, stack.coords)):
         if not _NAME.fullmatch(word):
             raise UserError(f"name {word!r} of the array or a coordinate; allowed: letters, digits, _ . -; rename it")
@@ -76,6 +77,12 @@ def to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return to_json(value.tolist()) if value.dtype.kind in "biufUO" else to_json(value.astype(str).tolist())
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _name_of(stack: xr.DataArray) -> str:
+    """Return the name of a stack, ``image`` where it has none of its own: xarray takes on that of a Dask array."""
+    unnamed = stack.name is None or stack.name in stack.coords or _TOKEN.search(str(stack.name))
+    return "image" if unnamed else str(stack.name)
 
 
 def _describe_coord(coord: xr.DataArray) -> dict[str, Any]:

@@ -1,0 +1,184 @@
+"""Save a stack in the format its file name asks for; it appears under that name only when whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.writers import create_hdf5, create_npy, create_tiff
+from niseg_gpu.io.zarr import create_zarr
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
+
+_BLOCK_BYTES = 16 * 2**20  # pieces in which values that are in memory already are written
+_FORMATS: dict[str, Callable[..., tuple[Any, Any]]] = {
+    ".zarr": create_zarr,
+    ".tif": create_tiff,
+    ".tiff": create_tiff,
+    ".h5": create_hdf5,
+    ".hdf5": create_hdf5,
+    ".nxs": create_hdf5,
+    ".npy": create_npy,
+}
+
+
+def save(
+    stack: xr.DataArray, path: str | Path, *, overwrite: bool = False, provenance: Mapping[str, Any] | None = None
+) -> Path:
+    """Save a stack, computing and writing it block by block.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray
+        Numbers or bool over Dask or NumPy, any shape that the format takes.
+    path : str or Path
+        ``.zarr``, ``.tif``/``.tiff``, ``.h5``/``.hdf5``/``.nxs`` or ``.npy``.
+    overwrite : bool
+        Replace what is there. The old one stays until the new one is whole, so `stack` may be read from it.
+    provenance : mapping, optional
+        How it was made; kept as JSON in all formats but ``.npy``, which holds values only.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    UserError
+        If the ending is unknown, `path` exists, its folder is missing or not writable, the disk is full, or the
+        format cannot hold the values unchanged.
+    """
+    path = Path(path)
+    create = _FORMATS.get(path.suffix.lower())
+    if create is None:
+        raise UserError(f"{path}: unknown ending {path.suffix!r}{suggest(path.suffix, _FORMATS)}")
+    _check_place(path, overwrite=overwrite)
+    data = _as_blocks(stack, path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        _remove(partial)  # of a killed process with the same number
+        data, target = create(partial, stack, data, provenance=provenance)
+        _store(data, target)
+        _check_place(path, overwrite=overwrite)
+        _move(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise UserError(
+            f"{path}: no room: {data.nbytes / 1e9:.2f} GB to write, {free:.2f} GB free; free some or save elsewhere"
+        ) from error
+    finally:
+        _remove(partial)
+    return path
+
+
+class _Gate:
+    """Passes blocks on to a target until it is shut; after that no thread still writes into what is taken away."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        self._open()
+
+    def _open(self) -> None:
+        self._shut = False
+        self._writing = 0
+        self._changed = threading.Condition()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"target": self.target}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.target = state["target"]
+        self._open()
+
+    def __setitem__(self, key: tuple[slice, ...], values: np.ndarray) -> None:
+        with self._changed:
+            if self._shut:
+                return
+            self._writing += 1
+        try:
+            self.target[key] = values
+        finally:
+            with self._changed:
+                self._writing -= 1
+                self._changed.notify_all()
+
+    def shut(self) -> None:
+        with self._changed:
+            self._shut = True
+            self._changed.wait_for(lambda: self._writing == 0)
+
+
+def _store(data: da.Array, target: Any) -> None:
+    import dask.array as da
+
+    gate = _Gate(target)
+    try:
+        da.store(data, gate, lock=False)
+    finally:
+        gate.shut()
+
+
+def _as_blocks(stack: xr.DataArray, path: Path) -> da.Array:
+    import dask.array as da
+
+    data = stack.data
+    if data.dtype.kind not in "biuf":
+        raise UserError(f"{path}: values of type {data.dtype}; allowed: real numbers and bool; convert with .astype")
+    if data.ndim == 0 or not all(length >= 1 for length in data.shape):  # NaN, too, where Dask does not know
+        raise UserError(f"{path}: shape {data.shape}; needed: 1 or more dimensions of known length, none of it 0")
+    if not isinstance(data, da.Array):
+        rows = max(1, _BLOCK_BYTES * data.shape[0] // max(1, data.nbytes))
+        data = da.from_array(data, chunks=(min(rows, data.shape[0]), *data.shape[1:]), name=False)
+    native = data.dtype.newbyteorder("=")
+    return data if data.dtype == native else data.astype(native)
+
+
+def _check_place(path: Path, *, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: folder {path.parent} is not writable; choose another")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise UserError(f"{path}: exists; choose another name, or allow it to be overwritten")
+    is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+    if path.is_dir() and not (path.suffix.lower() == ".zarr" and is_store):
+        raise UserError(f"{path}: is a folder and no Zarr store, never overwritten; choose another name")
+
+
+def _move(partial: Path, path: Path) -> None:
+    """Put `partial` in the place of `path`, which comes back if that fails."""
+    if not path.is_dir() or path.is_symlink():
+        if partial.is_dir() and os.path.lexists(path):
+            path.unlink()  # a folder cannot replace a file or link in one go
+        os.replace(partial, path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    os.rename(path, old)
+    try:
+        os.rename(partial, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
