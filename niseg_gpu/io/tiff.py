@@ -11,6 +11,7 @@ import numpy as np
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.raw import RawFrames
 from niseg_gpu.io.source import Source
+from niseg_gpu.stack import UNITS
 
 
 class DecodedFrames:
@@ -69,7 +70,11 @@ def open_tiff(paths: list[Path], *, unsigned: bool = False) -> Source:
     kept = found[0]["kept"]
     block = (1, 1, shape[1]) if raw else (1, *shape)
     dims = tuple(kept["dims"]) if len(kept.get("dims", ())) == 3 else None
-    coords = {name: np.asarray(values, dtype=float) for name, values in kept.get("coords", {}).items()}
+    coords = {
+        name: np.asarray(coord["values"], dtype=float)
+        for name, coord in kept.get("coords", {}).items()
+        if name in UNITS and len(coord["dims"]) == 1
+    }
     return Source(array, tuple(files), dims=dims, block=block, coords=coords, attrs=kept.get("attrs", {}))
 
 
@@ -131,4 +136,4 @@ def _own_description(tiff: Any) -> dict[str, Any]:
         kept = json.loads(text)
     except (TypeError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) and "niseg_gpu" in kept else {}
+    return kept if isinstance(kept, dict) and kept.get("program") == "niseg_gpu" else {}
