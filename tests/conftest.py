@@ -1,0 +1,30 @@
+"""Fixtures for both devices and for the real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from niseg_gpu.backend import CPU, GPU, why_no_gpu
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of measured data: ``NISEG_DATA``, else ``../shared/data`` beside the repository."""
+    folder = Path(os.environ.get("NISEG_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no measured data: {folder} does not exist; set NISEG_DATA")
+    return folder
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest):
+    """Each twin in turn; the GPU's is skipped with the reason where it can't run."""
+    if request.param == "cpu":
+        return CPU
+    missing = why_no_gpu()
+    if missing:
+        pytest.skip(f"no GPU can be used: {missing}")
+    return GPU
