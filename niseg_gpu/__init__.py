@@ -1,3 +1,43 @@
-"""niseg_gpu: segment neutron images at full size, on CPU or GPU."""
+"""niseg_gpu: segment neutron images at full size, on CPU or GPU.
+
+The names below are loaded when first used, so that ``import niseg_gpu`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "UserError": "niseg_gpu.errors",
+    "apply_steps": "niseg_gpu.pipeline.api",
+    "cluster_stack": "niseg_gpu.pipeline.api",
+    "normalize": "niseg_gpu.correct",
+    "open_stack": "niseg_gpu.io.open",
+    "overlap_correct": "niseg_gpu.correct",
+    "parse_pipeline": "niseg_gpu.pipeline.parse",
+    "read_pipeline": "niseg_gpu.pipeline.parse",
+    "rebin_tof": "niseg_gpu.tof",
+    "remove_spots": "niseg_gpu.spots",
+    "run_pipeline": "niseg_gpu.pipeline.run",
+    "save": "niseg_gpu.io.save",
+    "scale_spectra": "niseg_gpu.correct",
+    "select_tof": "niseg_gpu.tof",
+    "simulate_tof": "niseg_gpu.simulate.tof",
+    "wavelength_of": "niseg_gpu.tof",
+    "write_report": "niseg_gpu.report",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'niseg_gpu' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

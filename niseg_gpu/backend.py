@@ -190,8 +190,9 @@ def iterate_lloyd(xp: Any, iterate: Any, pixels: Any, *, centroids: np.ndarray, 
     limit = tol * float(xp.mean(xp.var(pixels, axis=0)))
     pixels -= mean
     current = xp.asarray(centroids, dtype=pixels.dtype) - mean
-    labels, n_iter = None, 0
-    for n_iter in range(1, max_iter + 1):
+    labels, n_iter, settled = None, 0, False
+    while n_iter < max_iter and not settled:
+        n_iter += 1
         new, new_labels, inertia = iterate(pixels, current)
         sizes = xp.bincount(new_labels, minlength=len(centroids))
         if bool((sizes == 0).any()):
@@ -199,8 +200,7 @@ def iterate_lloyd(xp: Any, iterate: Any, pixels: Any, *, centroids: np.ndarray, 
         shift = float(xp.sum((new - current) ** 2))
         unchanged = labels is not None and bool((new_labels == labels).all())
         current, labels = new, new_labels
-        if unchanged or shift <= limit:
-            break
+        settled = unchanged or shift <= limit
     result = Clusters(labels, _host(current + mean), inertia, n_iter)
     pixels += mean
     return result

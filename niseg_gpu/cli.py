@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from niseg_gpu.errors import UserError
+from niseg_gpu.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -21,10 +21,25 @@ EPILOG = "Every command explains itself with --help."
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line."""
+    """Complains in one line, with the nearest right word."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists what is allowed)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            raise UserError(f"{self.prog} has no argument {word!r}{suggest(word, self._option_string_actions)}")
+        return known, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = action.metavar or "/".join(action.option_strings)
+            raise UserError(f"{self.prog} has no {what} {value!r}{suggest(str(value), map(str, action.choices))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -248,7 +263,8 @@ def summarize(out: Path) -> str:
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     gigabytes = record["input"]["bytes"] / 1e9
     lines = [
-        f"{gigabytes:.3g} GB in {record['seconds']:.3g} s on {record['device']['name']} ({record['device']['hardware']}), "
+        f"{gigabytes:.3g} GB in {record['seconds']:.3g} s on {record['device']['name']} "
+        f"({record['device']['hardware']}), "
         f"peak memory {record['peak_memory_gb']:.3g} GB"
     ]
     if not record["device"]["reason"].startswith(("asked", "a usable")):

@@ -22,5 +22,6 @@ class UserError(Exception):
 def suggest(name: str, allowed: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the nearest allowed name, else the list of them."""
     allowed = list(allowed)
-    near = difflib.get_close_matches(name.replace("-", "_"), allowed, n=1, cutoff=0.6)
+    alike = {word.replace("-", "_"): word for word in allowed}
+    near = [alike[word] for word in difflib.get_close_matches(name.replace("-", "_"), alike, n=1, cutoff=0.6)]
     return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"

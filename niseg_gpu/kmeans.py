@@ -42,6 +42,8 @@ class PixelTable:
 
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
         xp = self.backend.xp
+        if self.features and block.shape[0] != self.spectra.shape[1]:
+            raise ValueError(f"block of {block.shape[0]} features for a table of {self.spectra.shape[1]}")
         where = region[1:] if self.features else region
         index = np.arange(len(self.valid)).reshape(self.map_shape)[where].ravel()
         flat = xp.reshape(block, (block.shape[0], -1)) if self.features else xp.reshape(block, (1, -1))

@@ -74,7 +74,8 @@ def fit_select_tof(
     inside = np.flatnonzero((values >= span[0]) & (values <= span[1]))
     if not len(inside):
         raise UserError(
-            f"select_tof got {axis} {list(span)}: no bin lies there; the run has {values.min():g} to {values.max():g} {unit}"
+            f"select_tof got {axis} {list(span)}: no bin lies there; "
+            f"the run has {values.min():g} to {values.max():g} {unit}"
         )
     return {"first": int(inside[0]), "last": int(inside[-1])}
 
@@ -172,7 +173,8 @@ def _cut(start: np.ndarray, width: np.ndarray, edges_s: Sequence[float]) -> list
         inside = np.flatnonzero(share > 1e-9)
         if not len(inside):
             raise UserError(
-                f"rebin_tof: no data between the edges {low:g} and {high:g} s; the run covers {start[0]:g} to {end[-1]:g} s"
+                f"rebin_tof: no data between the edges {low:g} and {high:g} s; "
+                f"the run covers {start[0]:g} to {end[-1]:g} s"
             )
         share = np.where(share > 1 - 1e-9, 1.0, share)
         first, last = int(inside[0]), int(inside[-1])

@@ -59,29 +59,40 @@ def save(
         If the ending is unknown, `path` exists, its folder is missing or not writable, the disk is full, or the
         format cannot hold the values unchanged.
     """
-    path = Path(path)
-    create = _FORMATS.get(path.suffix.lower())
-    if create is None:
-        raise UserError(f"{path}: unknown ending {path.suffix!r}{suggest(path.suffix, _FORMATS)}")
-    _check_place(path, overwrite=overwrite)
-    data = _as_blocks(stack, path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    save_together({Path(path): stack}, overwrite=overwrite, provenance=provenance)
+    return Path(path)
+
+
+def save_together(
+    stacks: Mapping[Path, xr.DataArray], *, overwrite: bool = False, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Save several stacks in one pass over their blocks, so that what they share is computed once; see `save`."""
+    for path in stacks:
+        check_target(path, overwrite=overwrite)
+    blocks = {path: _as_blocks(stack, path) for path, stack in stacks.items()}
+    partials = {path: path.with_name(f".{path.name}.partial-{os.getpid()}") for path in stacks}
     try:
-        _remove(partial)  # of a killed process with the same number
-        data, target = create(partial, stack, data, provenance=provenance)
-        _store(data, target)
-        _check_place(path, overwrite=overwrite)
-        _move(partial, path)
+        targets = []
+        for path, partial in partials.items():
+            _remove(partial)  # of a killed process with the same number
+            create = _FORMATS[path.suffix.lower()]
+            blocks[path], target = create(partial, stacks[path], blocks[path], provenance=provenance)
+            targets.append(target)
+        _store(list(blocks.values()), targets)
+        for path, partial in partials.items():
+            check_target(path, overwrite=overwrite)
+            _move(partial, path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(path.parent).free / 1e9
+        first = next(iter(stacks))
+        free, need = shutil.disk_usage(first.parent).free / 1e9, sum(data.nbytes for data in blocks.values()) / 1e9
         raise UserError(
-            f"{path}: no room: {data.nbytes / 1e9:.2f} GB to write, {free:.2f} GB free; free some or save elsewhere"
+            f"{first}: no room: {need:.2f} GB to write, {free:.2f} GB free; free some or save elsewhere"
         ) from error
     finally:
-        _remove(partial)
-    return path
+        for partial in partials.values():
+            _remove(partial)
 
 
 class _Gate:
@@ -121,14 +132,15 @@ class _Gate:
             self._changed.wait_for(lambda: self._writing == 0)
 
 
-def _store(data: da.Array, target: Any) -> None:
+def _store(blocks: list[da.Array], targets: list[Any]) -> None:
     import dask.array as da
 
-    gate = _Gate(target)
+    gates = [_Gate(target) for target in targets]
     try:
-        da.store(data, gate, lock=False)
+        da.store(blocks, gates, lock=False)
     finally:
-        gate.shut()
+        for gate in gates:
+            gate.shut()
 
 
 def _as_blocks(stack: xr.DataArray, path: Path) -> da.Array:
@@ -146,7 +158,10 @@ def _as_blocks(stack: xr.DataArray, path: Path) -> da.Array:
     return data if data.dtype == native else data.astype(native)
 
 
-def _check_place(path: Path, *, overwrite: bool) -> None:
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Raise a UserError if `path` names no known format or can't be written."""
+    if path.suffix.lower() not in _FORMATS:
+        raise UserError(f"{path}: unknown ending {path.suffix!r}{suggest(path.suffix, _FORMATS)}")
     if not path.parent.is_dir():
         raise UserError(f"{path}: no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -154,7 +169,7 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise UserError(f"{path}: exists; choose another name, or allow it to be overwritten")
+        raise UserError(f"{path}: exists; choose another name, or replace it with overwrite (--overwrite)")
     is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
     if path.is_dir() and not (path.suffix.lower() == ".zarr" and is_store):
         raise UserError(f"{path}: is a folder and no Zarr store, never overwritten; choose another name")

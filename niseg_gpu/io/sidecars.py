@@ -135,7 +135,8 @@ def _windows_from_times(path: Path, start: np.ndarray) -> list[tuple[int, int]] 
         if not len(inside) or inside[0] != first:
             raise UserError(
                 f"{path}: the window {opens:g} s to {end:g} s does not fit the time axis "
-                f"({start[0]:g} s to {start[-1]:g} s, {len(start)} bins); it belongs to another run, or frames are missing"
+                f"({start[0]:g} s to {start[-1]:g} s, {len(start)} bins); "
+                "it belongs to another run, or frames are missing"
             )
         windows.append((int(inside[0]), int(inside[-1])))
         first = int(inside[-1]) + 1

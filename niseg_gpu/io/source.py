@@ -33,7 +33,7 @@ class Source:
     block : tuple of int
         The smallest piece that is cheap to read: ``(1, 1, X)`` for raw frames, ``(1, Y, X)`` for compressed ones.
     coords : mapping of str to 1-D array
-        ``tof`` (s, start of the bin), ``tof_width`` (s), ``wavelength`` (Å, at the middle of the bin), ``angle`` (degree).
+        ``tof`` (s, start of the bin), ``tof_width`` (s), ``wavelength`` (Å, middle of the bin), ``angle`` (degree).
     attrs : mapping
         ``quantity`` (``counts``, ``transmission``, ...), ``shutter_counts``, ``shutter_windows``, ... where known.
     """

@@ -22,6 +22,15 @@ def halo_of(stages: Sequence[Any]) -> int:
     return sum(stage.op.halo(**stage.state) for stage in stages)
 
 
+def pictured_stage(stages: Sequence[Any]) -> int | None:
+    """How many stages come before the first that scales every spectrum by itself, where one does.
+
+    After it the mean over the spectra shows nothing; the mean image is taken before.
+    """
+    scaled = [i for i, stage in enumerate(stages) if stage.info.quantity == "scaled"]
+    return scaled[0] if scaled else None
+
+
 class BlockRun:
     """Takes blocks of one stack through its stages.
 
@@ -42,6 +51,7 @@ class BlockRun:
     ) -> None:
         self.backend, self.clock, self.stack, self.stages = backend, clock, stack, stages
         self.halo = halo_of(stages)
+        self.pictured = pictured_stage(stages)
         role = stack.attrs.get("role", "sample")
         self.of = "" if role == "sample" else f"{role.replace('_', ' ')}: "
         self.check = ValueCheck(stack.attrs.get("files", ()), bad_values=bad_values)
@@ -61,7 +71,7 @@ class BlockRun:
         return found
 
     def at(self, region: Region) -> Callable[..., tuple[Any, ...]]:
-        """The function of one block's task: it gives the image, then the masks, at `region`."""
+        """The function of one block's task: the image at `region`, the masks, the mean image where one is taken."""
         return partial(self._work, region)
 
     def _work(self, region: Region, *blocks: np.ndarray) -> tuple[Any, ...]:
@@ -83,7 +93,9 @@ class BlockRun:
         with self.clock.timing("to device", block.nbytes):
             block = self.backend.from_host(block)
             self.backend.synchronize()
-        masks = []
+        masks, pictures = [], []
+        if self.pictured == 0:
+            pictures.append(self.backend.xp.mean(block, axis=0, dtype=self.backend.xp.float32))
         for i, stage in enumerate(self.stages):
             state = {name: aside.get((i, name), self._local(value, wide, stage)) for name, value in stage.state.items()}
             with findings.collect(counted) as tally, self.clock.timing(stage.name, block.nbytes):
@@ -93,8 +105,10 @@ class BlockRun:
                     masks.append(mask)
                 self.backend.synchronize()
             self.clock.add_findings(f"{self.of}{stage.name}", tally)
+            if self.pictured == i + 1:
+                pictures.append(self.backend.xp.mean(block, axis=0, dtype=self.backend.xp.float32))
         inner = locate(region, within=wide)
-        return [array[(..., *inner)] for array in (block, *masks)]
+        return [array[(..., *inner)] for array in (block, *masks, *pictures)]
 
     def _local(self, value: Any, wide: Region, stage: Any) -> Any:
         """Cut a state's array to the block, by the axes they share.

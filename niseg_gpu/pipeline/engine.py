@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.chunks import BLOCK_BYTES, cut_regions
-from niseg_gpu.pipeline.blocks import BlockRun, halo_of
+from niseg_gpu.pipeline.blocks import BlockRun, halo_of, pictured_stage
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.parse import Step
 from niseg_gpu.pipeline.steps import OPS, Op
@@ -91,10 +91,13 @@ class Applied:
         Lazy; its blocks lie on the device of the engine's backend.
     masks : dict of str to xarray.DataArray
         ``spots``, and ``spots_2``, ... where spots are removed more than once.
+    mean_image : xarray.DataArray or None
+        Mean over the first axis before the spectra are scaled; None where the mean of `image` tells as much.
     """
 
     image: xr.DataArray
     masks: dict[str, xr.DataArray]
+    mean_image: xr.DataArray | None = None
 
 
 @dataclass(frozen=True)
@@ -119,17 +122,26 @@ class Engine:
     workers: int = 1
     block_bytes: int = BLOCK_BYTES
 
-    def apply(self, stack: xr.DataArray, steps: Sequence[Step], **references: xr.DataArray | None) -> Applied:
+    def apply(
+        self,
+        stack: xr.DataArray,
+        steps: Sequence[Step],
+        *,
+        whole: frozenset[str] = frozenset(),
+        **references: xr.DataArray | None,
+    ) -> Applied:
         """Apply block-wise steps, lazily; only what a `fit` needs (a dose, averaged frames) is computed at once.
 
         Parameters
         ----------
         stack : xarray.DataArray
         steps : sequence of Step
+        whole : frozenset of str
+            Axes that a block of the result may not split, besides those the steps ask for.
         **references : xarray.DataArray or None
             ``open_beam`` and ``dark``.
         """
-        return self._map(stack, self.fit(stack, steps, reading=True, **references))
+        return self._map(stack, self.fit(stack, steps, reading=True, **references), whole=whole)
 
     def fit(
         self,
@@ -175,7 +187,7 @@ class Engine:
         meta = np.empty((0,) * stack.ndim, stack.dtype)
         return stack.copy(data=stack.data.map_blocks(self.backend.to_host, dtype=stack.dtype, meta=meta))
 
-    def _map(self, stack: xr.DataArray, stages: Sequence[Stage]) -> Applied:
+    def _map(self, stack: xr.DataArray, stages: Sequence[Stage], *, whole: frozenset[str] = frozenset()) -> Applied:
         """Fuse the stages into one task a block."""
         import dask.array as da
         from dask import delayed
@@ -183,7 +195,7 @@ class Engine:
         regions = cut_regions(
             tuple(map(str, stack.dims)),
             stack.shape,
-            whole=frozenset().union(*(stage.op.whole for stage in stages)),
+            whole=whole.union(*(stage.op.whole for stage in stages)),
             halo=halo_of(stages),
             parts=4 * self.workers,
             block_bytes=self.block_bytes,
@@ -196,18 +208,25 @@ class Engine:
             task = delayed(run.at(region), pure=False)(*run.arguments(region))
             for k, (_, info, dtype) in enumerate(outputs):
                 shape = list(info.shape)
-                shape[axis] = region[axis].stop - region[axis].start
+                shape[axis - stack.ndim] = region[axis].stop - region[axis].start
                 pieces[k].append(da.from_delayed(task[k], shape=tuple(shape), dtype=dtype))
-        image, *masks = (
-            info.wrap(da.concatenate(piece, axis=axis), name=name)
+        arrays = {
+            name: info.wrap(da.concatenate(piece, axis=axis - stack.ndim), name=name)
             for (name, info, _), piece in zip(outputs, pieces, strict=True)
-        )
-        return Applied(image, {str(mask.name): mask for mask in masks})
+        }
+        return Applied(arrays.pop("image"), mean_image=arrays.pop("mean_image", None), masks=arrays)
 
 
 def _outputs(stack: xr.DataArray, stages: Sequence[Stage]) -> list[tuple[str, StackInfo, np.dtype]]:
-    """Name, axes and dtype of what a block's task returns: the image, then the masks."""
-    last = stages[-1].info if stages else StackInfo.of(stack)
+    """Name, axes and dtype of what a block's task returns: the image, the masks, the mean image where one is taken."""
+    infos = [StackInfo.of(stack), *(stage.info for stage in stages)]
     masked = [stage.info for stage in stages if stage.op.mask]
     names = ["spots", *(f"spots_{n}" for n in range(2, len(masked) + 1))]
-    return [("image", last, last.dtype), *((n, i, np.dtype(bool)) for n, i in zip(names, masked, strict=False))]
+    outputs = [("image", infos[-1], infos[-1].dtype)]
+    outputs += [(name, info, np.dtype(bool)) for name, info in zip(names, masked, strict=False)]
+    before = pictured_stage(stages)
+    if before is not None:
+        info = infos[before]
+        flat = StackInfo(info.dims[1:], info.shape[1:], np.dtype(np.float32), {}, {"quantity": info.quantity})
+        outputs.append(("mean_image", flat, flat.dtype))
+    return outputs

@@ -16,7 +16,7 @@ from niseg_gpu.errors import UserError
 
 
 def check_folder(path: Path, *, overwrite: bool, sign: str = "run.json") -> None:
-    """Refuse a folder that exists, unless it is an earlier result (it holds `sign`) to be replaced, or that can't be made."""
+    """Refuse a folder that can't be made or exists, unless it is an earlier result (it holds `sign`) to replace."""
     if path.exists() or path.is_symlink():
         if not overwrite:
             raise UserError(f"{path} exists; give another --out, or replace it with --overwrite")

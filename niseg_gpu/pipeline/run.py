@@ -63,6 +63,11 @@ class Session:
         ends = [s for s in self.pipeline.steps if OPS[s.name].apply is None]
         return ends[0] if ends else None
 
+    def apply(self) -> Applied:
+        """Apply the block-wise steps to the inputs, in blocks that the last step can use."""
+        whole = OPS[self.last_step.name].whole if self.last_step else frozenset()
+        return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, **self.inputs.references)
+
 
 def open_session(pipeline: Pipeline) -> Session:
     """Choose the device, open the inputs and check every step against them; no data are read."""
@@ -145,11 +150,13 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     import zarr
 
     with dask.config.set(scheduler="threads", num_workers=session.workers):
-        applied = session.engine.apply(session.inputs.sample, session.local_steps, **session.inputs.references)
+        applied = session.apply()
         group = zarr.create_group(folder / "result.zarr", attributes={"quantity": StackInfo.of(applied.image).quantity})
         table, sums = store_blocks(session, applied, group, quiet=quiet)
     _write_coords(group, applied.image)
-    _write_array(group, "mean_image", sums["image"].mean(), ("y", "x"))
+    pictured = applied.mean_image if applied.mean_image is not None else applied.image
+    mean = sums["mean_image" if applied.mean_image is not None else "image"].mean()
+    _write_array(group, "mean_image", mean, ("y", "x"), units=pictured.attrs.get("quantity", ""))
     if "spots" in sums:
         _write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
     results: dict[str, Any] = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in group.arrays()}
@@ -180,6 +187,9 @@ def store_blocks(
         if "spots" in applied.masks:
             sums["spots"] = SumTarget(backend, shape=applied.masks["spots"].shape, dtype=np.uint32)
             pairs.append((applied.masks["spots"], sums["spots"]))
+        if applied.mean_image is not None:
+            sums["mean_image"] = SumTarget(backend, shape=applied.mean_image.shape, dtype=np.float64)
+            pairs.append((applied.mean_image, sums["mean_image"]))
         for stack in (image, *applied.masks.values()):
             if ("image" if stack is image else "spots") in kept:
                 array = create_array(

@@ -51,7 +51,7 @@ def transform_file(
     """
     import dask
 
-    from niseg_gpu.io.save import check_target, save
+    from niseg_gpu.io.save import check_target, save, save_together
 
     targets = [Path(p) for p in (out, mask) if p is not None]
     for target in targets:
@@ -61,7 +61,7 @@ def transform_file(
     session = open_session(pipeline)
     provenance = pipeline.as_mapping()
     with dask.config.set(scheduler="threads", num_workers=session.workers):
-        applied = session.engine.apply(session.inputs.sample, session.local_steps, **session.inputs.references)
+        applied = session.apply()
         if session.last_step is not None:
             with show_progress("blocks", total=applied.image.size, quiet=quiet) as progress:
                 found = cluster(session, store_table(session, applied.image, progress=progress))
@@ -70,11 +70,10 @@ def transform_file(
                 _write_csv(Path(spectra), found, applied.image)
         else:
             with show_progress("values", total=applied.image.size, quiet=quiet) as progress:
-                image = watched(session, applied.image, progress)
-                also = {}
+                stacks = {out: watched(session, applied.image, progress)}
                 if mask is not None:
-                    also = {Path(mask): session.engine.to_host(applied.masks["spots"])}
-                save(image, out, overwrite=overwrite, provenance=provenance, also=also)
+                    stacks[Path(mask)] = session.engine.to_host(applied.masks["spots"])
+                save_together(stacks, overwrite=overwrite, provenance=provenance)
     written = [f"wrote {p}" for p in (out, mask, spectra) if p is not None]
     return written + [f"{what}: {number}" for what, number in session.clock.findings.items()]
 

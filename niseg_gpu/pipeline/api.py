@@ -1,0 +1,88 @@
+"""The same steps from Python, on stacks instead of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from niseg_gpu.backend import count_cores, limit_threads, select
+from niseg_gpu.errors import UserError
+from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
+from niseg_gpu.pipeline.engine import Applied, Engine
+from niseg_gpu.pipeline.parse import parse_steps
+from niseg_gpu.pipeline.steps import OPS
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def apply_steps(
+    stack: xr.DataArray,
+    steps: Sequence[Any],
+    *,
+    open_beam: xr.DataArray | None = None,
+    dark: xr.DataArray | None = None,
+    device: str = "auto",
+    bad_values: str = "error",
+) -> Applied:
+    """Apply block-wise steps to a stack, lazily.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray
+        As `open_stack` gives it, or any with dims (…, "y", "x").
+    steps : sequence
+        Names, ``{name: parameters}`` or `Step` values, as in a pipeline file.
+    open_beam, dark : xarray.DataArray, optional
+        References for ``normalize``.
+    device : {"auto", "cpu", "gpu"}
+    bad_values : {"error", "keep"}
+        Refuse NaN, Inf, negative counts and saturated values, or go on.
+
+    Returns
+    -------
+    Applied
+        ``image`` and ``masks``, DataArrays over Dask on the host.
+
+    Raises
+    ------
+    UserError
+        A step that is unknown, misused, or does not fit the stack.
+    """
+    engine, steps = _engine(device, bad_values), parse_steps(list(steps))
+    last = steps[-1].name if steps else ""
+    if last and OPS[last].apply is None:
+        raise UserError(f"{last} does not work block by block; apply the steps before it, then call cluster_stack")
+    applied = engine.apply(stack, steps, open_beam=open_beam, dark=dark)
+    masks = {name: engine.to_host(mask) for name, mask in applied.masks.items()}
+    return Applied(engine.to_host(applied.image), masks)
+
+
+def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: Any) -> KMeansResult:
+    """Cluster a stack's pixels by their spectra (or, without a ToF axis, its voxels by their value).
+
+    Parameters
+    ----------
+    stack : xarray.DataArray
+        With dims ("tof", "y", "x"), or any without ``tof``.
+    device : {"auto", "cpu", "gpu"}
+    **parameters
+        Of the step ``kmeans``: ``n_clusters``, ``seed``, ``init``, ``n_init``, ``max_iter``, ``tol``.
+    """
+    import dask
+    import dask.array as da
+
+    (step,) = parse_steps([{"kmeans": parameters}])
+    engine = _engine(device, "keep")
+    engine.fit(stack, [step], reading=False)
+    image = engine.apply(stack, [], whole=OPS[step.name].whole).image
+    table = PixelTable(engine.backend, shape=image.shape, features="tof" in image.dims)
+    with dask.config.set(scheduler="threads", num_workers=engine.workers):
+        da.store([image.data], [table], lock=False)
+    with limit_threads(engine.workers):
+        return fit_kmeans(table, **step.parameters)
+
+
+def _engine(device: str, bad_values: str) -> Engine:
+    backend, _ = select(device)
+    return Engine(backend, bad_values=bad_values, workers=count_cores())
