@@ -36,9 +36,7 @@ def test_values_come_back_native_for_any_slice(tmp_path, values, fortran, ending
     path = tmp_path / f"cube.{ending}"
     {"npy": np.save, "npz": np.savez, "packed.npz": np.savez_compressed}[ending](path, values)
     source = open_npy(path)
-    key = tuple(
-        slice(*sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))) for n in values.shape
-    )
+    key = tuple(slice(*sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))) for n in values.shape)
     got = source.array[key]
     assert source.dims is None and source.array.shape == values.shape and len(source.block) == values.ndim
     assert type(got) is np.ndarray and got.dtype == source.array.dtype == values.dtype.newbyteorder("=")

@@ -1,0 +1,81 @@
+"""Imports point down, nothing imports the package root, and only ``backend`` names the devices' libraries."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import niseg_gpu
+
+PACKAGE = Path(niseg_gpu.__file__).parent
+LAYERS = {
+    "errors": 1,
+    "findings": 1,
+    "stack": 1,
+    "chunks": 1,
+    "kernels": 1,
+    "backend": 1,
+    "io": 2,
+    "correct": 3,
+    "tof": 3,
+    "spots": 3,
+    "kmeans": 3,
+    "simulate": 3,
+    "figures": 4,
+    "figures_spectra": 4,
+    "report_cards": 4,
+    "report": 4,
+    "pipeline": 4,
+    "cli": 5,
+    "__main__": 6,
+}
+DEVICE_LIBRARIES = {"cupy", "cucim", "cuml", "sklearn"}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    own = LAYERS[room_of(path)]
+    for name in imports_of(path):
+        if name.split(".")[0] != "niseg_gpu":
+            continue
+        parts = name.split(".")
+        assert len(parts) > 2 or parts[1] in LAYERS, f"{path} imports the package root"
+        assert LAYERS[parts[1]] <= own, f"{path} (layer {own}) imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_backend_names_device_libraries(path: Path) -> None:
+    if path == PACKAGE / "backend.py":
+        return
+    for name in imports_of(path):
+        assert name.split(".")[0] not in DEVICE_LIBRARIES, f"{path} imports {name}"
+        assert not name.startswith("scipy.ndimage"), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("room", ["correct", "tof", "spots", "kmeans", "kernels"])
+def test_no_step_knows_dask(room: str) -> None:
+    for path in MODULES:
+        if room_of(path) == room:
+            assert not any(name.split(".")[0] == "dask" for name in imports_of(path)), path
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {room_of(path) for path in MODULES} == set(LAYERS)
