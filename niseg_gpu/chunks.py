@@ -27,7 +27,7 @@ def cut_regions(
     whole : frozenset of str
         Axes that a block may not split. Rows are cut where the first axis is among them, else frames.
     halo : int
-        Rows that a block of rows reads beyond its border; blocks are at least 16 times as high.
+        Rows that a block of rows reads beyond its border; blocks are at least 8 times as high.
     parts : int
         Blocks at least, where the halo allows it, so that every worker has some.
     block_bytes : int
