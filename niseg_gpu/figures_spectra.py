@@ -57,12 +57,15 @@ def draw_spectra(
     broken = np.insert(centre, gaps + 1, np.nan), np.insert(spectra.astype(float), gaps + 1, np.nan, axis=1)
     many = n_clusters > LINES_READABLE
     rows_in = 0.8 + 0.085 * n_clusters if many else 0.0
-    height_in = 4.6 + rows_in
+    head_in = 0.6 if wavelength is not None else 0.12
+    height_in = 4.0 + head_in + rows_in
     span = float(start[0]), float(start[-1] + width[-1])
 
     def draw(figure: Any, theme: Theme) -> None:
         left, right, low = 0.82 / width_in, 1 - 0.62 / width_in, 0.55 / height_in
-        ax = figure.add_axes((left, (rows_in + 0.55) / height_in, right - left, 3.45 / height_in))
+        ax = figure.add_axes(
+            (left, (rows_in + 0.55) / height_in, right - left, 3.45 / height_in), facecolor=theme.ground
+        )
         for cluster in range(n_clusters):
             ax.plot(broken[0], broken[1][cluster], color=cluster_colour(cluster), linewidth=0.8 if many else 1.2)
         for a, b in closed:

@@ -28,7 +28,7 @@ _NOTABLE = re.compile(
     r"\bdead\b|\blost\b|fell back|fallback|not converge",
     re.IGNORECASE,
 )
-_NOTHING = re.compile(r"\b(no|none|nothing|without)\b|(?<![\d.,])0(?![\d.,%]*\d)", re.IGNORECASE)
+_NOTHING = re.compile(r"(^|[:;]\s*)(0|no|none)\b(?![.,]\d)", re.IGNORECASE)  # "0 values are NaN", "clipped: none"
 
 
 def write_report(folder: Path) -> Path:
@@ -150,7 +150,7 @@ def _summarise(run: dict[str, Any], *, kind: str, legend: list[Cluster], spots: 
     if given.get("shape"):
         went_in[0] += " of " + " × ".join(f"{side:,}" for side in given["shape"])
         went_in[0] += f" ({', '.join(given['dims'])})" if given.get("dims") else ""
-    went_in += [str(given["dtype"])] if given.get("dtype") else []
+    went_in += [str(given["dtype"]).lstrip("<>|=")] if given.get("dtype") else []
     went_in += [tell_bytes(given["bytes"])] if given.get("bytes") else []
     n_clusters = sum(cluster.name != "no data" for cluster in legend)
     came_out = [f"{n_clusters} cluster{'s' * (n_clusters != 1)}"] if n_clusters else []

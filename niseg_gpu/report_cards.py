@@ -89,7 +89,8 @@ def label_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> tuple[list[Card
     pixels = np.bincount(labels.ravel(), minlength=no_data + 1)
     highest = int(np.flatnonzero(pixels[:no_data]).max(initial=0))
     n_clusters = max(int(result.get("n_clusters") or 0), len(found[1]) if found else 0, highest + 1)
-    pixels, lacking, caption = pixels[:n_clusters], int(pixels[no_data]), ""
+    pixels, lacking = pixels[:n_clusters], int(pixels[no_data])
+    caption = "A cluster number has the same colour in every picture and every report."
     if stored.ndim == 3:
         caption = f"Shown and counted: {axis_name(stored)} {middle} of {stored.shape[0]}."
         whole = result.get("pixels")
@@ -228,7 +229,7 @@ def _sample_frames(stack: Any, *, wanted: set[int]) -> Iterator[tuple[int, np.nd
 def _tell_place(arrays: Arrays, axis: str, index: int) -> str:
     if not axis:
         return ""
-    if axis in arrays and arrays[axis].ndim == 1 and index < len(arrays[axis]):
+    if axis in arrays and arrays[axis].ndim == 1 and index < arrays[axis].shape[0]:
         unit = {"angle": "°", "tof": " s"}.get(axis, "")
         return f"Frame {index}, {axis} {float(arrays[axis][index]):.6g}{unit}."
     return f"Frame {index}."
