@@ -14,14 +14,14 @@ import numpy as np
 
 # The first six are P. Tol's "bright" scheme (SRON/EPS/TN/09-002). The others were added one by one, each the colour
 # farthest in CIELAB from all before it and from grey, as seen with normal vision, protanopia, deuteranopia and
-# tritanopia (doi:10.1109/TVCG.2009.113), of a lightness that shows on white and on black.
+# tritanopia (doi:10.1109/TVCG.2009.113); the first twelve are neither light nor dark, for lines on any page.
 PALETTE = tuple(
     "#" + colour
     for colour in """
-    4477AA EE6677 228833 CCBB44 66CCEE AA3377 4830C0 8484FC 305430 FCC090 1854A8 D8D80C CC0C00 90A8FC A890B4 FC5454
-    006CFC CC2460 C08400 900078 B4D8B4 A83CCC D860CC 00B484 9C0C0C 9C0C30 9CE46C 60E4E4 246C54 90009C 48CC6C 786C90
-    0C9CD8 A8C000 C05430 9C9054 6CA89C 78A824 D89CD8 0078D8 544884 E49C54 48E490 B448A8 84C0FC 783C60 9C3048 7890F0
-    3C6C18 CCD848 E43060 6C48D8 30906C FCB4D8 D8A89C E4A86C 609C6C B46C00 606090 4890C0 543CB4 FC84A8 906048 246C78
+    4477AA EE6677 228833 CCBB44 66CCEE AA3377 7860F0 849CFC E4B478 E40C24 A890B4 8460CC 783C3C D8D80C 304890 6C24B4
+    A8D8A8 CC2460 D87800 F06054 9C000C 6CA8E4 00B484 60E4E4 CC48B4 0C6C54 CCD86C 0048D8 7884FC 00600C 3C6C84 A8C000
+    78E490 6C84CC CC9C48 B46030 6CA89C 900090 783CB4 909054 84543C 488490 24CC6C 78A818 C00000 900C6C 909CCC 78C0CC
+    84CCA8 FCB4FC 487818 F0CC48 6060D8 30906C D89C90 F09CCC 6C4884 E4249C 609C6C F03C3C C0A8FC 843060 604824 5484E4
     """.split()
 )
 NO_DATA_COLOUR = "#B0B0B0"
@@ -29,6 +29,7 @@ BAD_PIXEL_COLOUR = "#E07B39"
 MAP_PIXELS = 600  # about what a map has room for; larger images are shrunk to it
 PIXEL_AXES = ("y (pixel)", "x (pixel)")
 _DPI = 140
+_LARGE_PNG = 300_000
 
 
 class Theme(NamedTuple):
@@ -239,7 +240,9 @@ def draw_histogram(values: np.ndarray, *, label: str, width_in: float = 5.6) -> 
 
 
 def _map_height(shape: tuple[int, ...], width_in: float) -> float:
-    return (width_in - 1.75) * min(max(shape[0] / shape[1], 0.15), 1.5) + 0.67
+    """Return the figure's height: as the image asks, high enough for the bar's label, no higher than a screen."""
+    width = width_in - 1.75
+    return min(max(width * shape[0] / shape[1], 2.1), 1.5 * width) + 0.67
 
 
 def _map_axes(figure: Any, theme: Theme, names: tuple[str, str]) -> tuple[Any, Any]:
@@ -320,11 +323,22 @@ def _darken(light: np.ndarray, kept: list[tuple]) -> np.ndarray:
 
 
 def _encode(pixels: np.ndarray) -> bytes:
-    """Return PNG bytes of an RGB picture, with one channel where it has only greys."""
+    """Return PNG bytes of an RGB picture, with one channel where it has only greys, with a palette where it is large."""
     from PIL import Image
 
     red, green, blue = (pixels[..., i] for i in range(3))
     is_grey = np.array_equal(red, green) and np.array_equal(red, blue)
+    image = Image.fromarray(np.ascontiguousarray(red if is_grey else pixels))
+    png = _save_png(image)
+    if is_grey or len(png) < _LARGE_PNG:
+        return png
+    # The slower way keeps the colours of a label map as they are; of many crossing lines nobody sees the difference.
+    few = image.getcolors(1024) is not None
+    method = Image.Quantize.MEDIANCUT if few else Image.Quantize.FASTOCTREE
+    return _save_png(image.quantize(256, method=method, dither=Image.Dither.NONE))
+
+
+def _save_png(image: Any) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(red if is_grey else pixels)).save(out, "PNG", compress_level=4)
+    image.save(out, "PNG", compress_level=4)
     return out.getvalue()
