@@ -323,7 +323,7 @@ def _darken(light: np.ndarray, kept: list[tuple]) -> np.ndarray:
 
 
 def _encode(pixels: np.ndarray) -> bytes:
-    """Return PNG bytes of an RGB picture, with one channel where it has only greys, with a palette where it is large."""
+    """Return PNG bytes of an RGB picture, with one channel where all is grey, with a palette where it is large."""
     from PIL import Image
 
     red, green, blue = (pixels[..., i] for i in range(3))

@@ -30,13 +30,11 @@ def test_gaps_of_a_measured_run(data_dir):
     assert find_gaps(np.loadtxt(path)[:, 0]).tolist() == [126, 431, 644]
 
 
-@pytest.mark.parametrize("n_bins", [2, 3, 50])
-@pytest.mark.parametrize("k", [1, 12, 13])
-def test_spectra_are_drawn_without_tof_with_nan_and_with_tof_out_of_order(k, n_bins):
+@pytest.mark.parametrize(("k", "n_bins"), [(1, 2), (12, 50), (13, 3)])
+def test_spectra_are_drawn_with_nan_without_tof_and_with_wavelength(k, n_bins):
     spectra = np.ones((k, n_bins))
     spectra[0] = np.nan
-    for tof in (None, np.arange(n_bins) * 1e-5, np.zeros(n_bins)):
-        assert draw_spectra(spectra, tof_s=tof, label="counts").light.startswith(b"\x89PNG")
+    plain = draw_spectra(spectra, tof_s=None if k > 1 else np.zeros(n_bins), label="counts")
     tof = np.arange(n_bins) * 1e-5
     with_axis = draw_spectra(spectra, tof_s=tof, wavelength=1 + tof, label="counts")
-    assert with_axis.height > draw_spectra(spectra, tof_s=tof, label="counts").height
+    assert with_axis.height > plain.height and plain.light.startswith(b"\x89PNG")

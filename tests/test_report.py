@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from matplotlib.image import imread
 
 from niseg_gpu import report_cards
@@ -75,7 +76,7 @@ def make_run(folder, arrays, *, coords=None, attrs=None, run=RUN):
     return folder
 
 
-def make_tof_run(folder, *, k=3, wavelength=True, no_data=False, **options):
+def make_tof_run(folder, *, k=3, wavelength=True, no_data=False, only=(), **options):
     rng = np.random.default_rng(0)
     labels = (np.arange(40 * 50).reshape(40, 50) % k).astype(np.uint8)
     if no_data:
@@ -91,6 +92,7 @@ def make_tof_run(folder, *, k=3, wavelength=True, no_data=False, **options):
         "spectra": (("cluster", "tof"), rng.normal(100, 5, (k, 30)) + 20 * np.arange(k)[:, None]),
         "centroids": (("cluster", "tof"), np.zeros((k, 30))),
     }
+    arrays = {name: array for name, array in arrays.items() if not only or name in only}
     return make_run(folder, arrays, coords=coords, attrs={"quantity": "counts"}, **options)
 
 
@@ -142,7 +144,7 @@ def test_tof_run_tells_what_went_in_and_came_out(tmp_path):
 
 
 def test_findings_that_need_a_look_come_first(tmp_path):
-    page = read_page(write_report(make_tof_run(tmp_path / "run", no_data=True)))
+    page = read_page(write_report(make_tof_run(tmp_path / "run", no_data=True, only=["labels"])))
     first, rest = page.text.split("Label map", 1)
     assert "12 values saturated" in first and "No data, so no label: 250 pixels (12.5 %)" in first
     assert "0 values are NaN" not in first and "0 values are NaN" in rest and "open beam: 30 frames" in rest
@@ -150,14 +152,14 @@ def test_findings_that_need_a_look_come_first(tmp_path):
 
 @pytest.mark.parametrize("wavelength", [True, False])
 def test_spectra_have_a_wavelength_axis_only_where_it_is_known(tmp_path, wavelength):
-    write_report(make_tof_run(tmp_path / "run", wavelength=wavelength))
+    write_report(make_tof_run(tmp_path / "run", wavelength=wavelength, only=["spectra"]))
     height = imread(tmp_path / "run/preview/spectra.png").shape[0]
     assert (height > 600) == wavelength
 
 
-@pytest.mark.parametrize("k", [1, 20, 64])
+@pytest.mark.parametrize("k", [1, 20])
 def test_any_number_of_clusters_has_a_row_and_a_colour_each(tmp_path, k):
-    path = write_report(make_tof_run(tmp_path / "run", k=k, run={**RUN, "results": {}}))
+    path = write_report(make_tof_run(tmp_path / "run", k=k, only=["labels", "spectra"], run={**RUN, "results": {}}))
     colours = re.findall(r"<li><i style=\"background:(#\w{6})\">", path.read_text(encoding="utf-8"))
     assert colours == list(PALETTE[:k])
     assert ("one row for each cluster" in read_page(path).text) == (k > 12)
@@ -165,7 +167,7 @@ def test_any_number_of_clusters_has_a_row_and_a_colour_each(tmp_path, k):
 
 
 def test_label_map_shows_the_colours_of_the_legend(tmp_path):
-    write_report(make_tof_run(tmp_path / "run", k=2, no_data=True, run={**RUN, "results": {}}))
+    write_report(make_tof_run(tmp_path / "run", k=2, no_data=True, only=["labels"], run={**RUN, "results": {}}))
     pixels = (imread(tmp_path / "run/preview/labels.png")[..., :3] * 255).round().astype(int)
     seen = {"#{:02X}{:02X}{:02X}".format(*colour) for colour in np.unique(pixels.reshape(-1, 3), axis=0)}
     assert {PALETTE[0], PALETTE[1], NO_DATA_COLOUR} <= seen and PALETTE[2] not in seen
@@ -173,7 +175,7 @@ def test_label_map_shows_the_colours_of_the_legend(tmp_path):
 
 def test_cluster_without_a_pixel_is_named(tmp_path):
     run = {**RUN, "results": {"labels": {"n_clusters": 5}}}
-    page = read_page(write_report(make_tof_run(tmp_path / "run", run=run)))
+    page = read_page(write_report(make_tof_run(tmp_path / "run", only=["labels"], run=run)))
     assert "Clusters without a pixel: 3, 4" in page.text
 
 
@@ -188,24 +190,21 @@ def test_volume_has_frames_cut_and_histogram(tmp_path):
 
 
 def test_pixels_of_a_whole_volume_are_told_as_the_run_counted_them(tmp_path):
-    folder = make_volume_run(tmp_path / "run", labels=np.zeros((30, 20, 24), np.uint8))
-    run = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(
-        json.dumps({**run, "results": {"labels": {"n_clusters": 2, "pixels": [14000, 300]}}})
-    )
-    page = read_page(write_report(folder))
+    run = {"results": {"labels": {"n_clusters": 2, "pixels": [14000, 300]}}}
+    arrays = {"labels": (("z", "y", "x"), np.zeros((30, 20, 24), np.uint8))}
+    page = read_page(write_report(make_run(tmp_path / "run", arrays, run=run)))
     assert "14,000 px 97.2 %" in page.text and "no data 100 px 0.69 %" in page.text and "the whole volume" in page.text
 
 
 def test_large_stacks_are_sampled_and_frames_too_dear_are_left_out(tmp_path, monkeypatch):
-    folder = make_volume_run(tmp_path / "run", n=40)
     frame = 20 * 24 * 4
     monkeypatch.setattr(report_cards, "SAMPLE_BYTES", 4 * frame)
-    page = read_page(write_report(folder))
-    assert "pixels from 5 of 40 frames" in page.text and "Cut through" not in page.text
-    folder = make_volume_run(tmp_path / "dear", n=40, chunks=(40, 4, 4))
+    stack = zarr.open_group(make_volume_run(tmp_path / "run", n=40) / "result.zarr", mode="r")["image"]
+    sampled = list(report_cards._sample_frames(stack, wanted={0, 20, 39}))
+    assert [index for index, _ in sampled] == [0, 13, 20, 26, 39]
+    np.testing.assert_array_equal(sampled[2][1], stack[20])
     monkeypatch.setattr(report_cards, "FRAME_BYTES", 2 * frame)
-    page = read_page(write_report(folder))
+    page = read_page(write_report(make_volume_run(tmp_path / "dear", n=40, chunks=(40, 4, 4))))
     assert page.headings() == ["Mean image"]
 
 
@@ -244,12 +243,12 @@ def test_names_from_outside_are_escaped(tmp_path):
     path = "in/<b>&x\"'<script>alert(1)</script>"
     steps = [{"<i>step</i>": {"a<b": "</style><b>"}}]
     run = {**RUN, "input": {"path": path}, "pipeline": {"steps": steps}, "findings": ["<img src=x> NaN"]}
-    page = read_page(write_report(make_tof_run(tmp_path / "run", run=run)))
+    page = read_page(write_report(make_tof_run(tmp_path / "run", only=["mean_image"], run=run)))
     assert path in page.text and "<i>step</i>" in page.text and "<img src=x> NaN" in page.text
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path):
-    folder = make_tof_run(tmp_path / "run")
+    folder = make_tof_run(tmp_path / "run", only=["labels", "spectra"])
     first = write_report(folder).read_bytes()
     before = {path.name: path.read_bytes() for path in (folder / "preview").iterdir()}
     assert write_report(folder).read_bytes() == first
