@@ -28,8 +28,8 @@ NO_DATA_COLOUR = "#B0B0B0"
 BAD_PIXEL_COLOUR = "#E07B39"
 MAP_PIXELS = 600  # about what a map has room for; larger images are shrunk to it
 PIXEL_AXES = ("y (pixel)", "x (pixel)")
-_DPI = 140
-_LARGE_PNG = 300_000
+_DPI, _DPI_WIDE = 140, 115  # a little more than a page shows
+_LARGE_PNG, _LARGE_PNG_OF_FEW_COLOURS = 500_000, 250_000
 
 
 class Theme(NamedTuple):
@@ -297,7 +297,7 @@ def _paint(draw: Callable, theme: Theme, width_in: float, height_in: float) -> t
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((width_in, height_in), dpi=_DPI, facecolor=theme.ground)
+    figure = Figure((width_in, height_in), dpi=_DPI if width_in < 8 else _DPI_WIDE, facecolor=theme.ground)
     canvas = FigureCanvasAgg(figure)
     axes = draw(figure, theme) or ()
     canvas.draw()
@@ -330,10 +330,10 @@ def _encode(pixels: np.ndarray) -> bytes:
     is_grey = np.array_equal(red, green) and np.array_equal(red, blue)
     image = Image.fromarray(np.ascontiguousarray(red if is_grey else pixels))
     png = _save_png(image)
-    if is_grey or len(png) < _LARGE_PNG:
-        return png
-    # The slower way keeps the colours of a label map as they are; of many crossing lines nobody sees the difference.
     few = image.getcolors(1024) is not None
+    if is_grey or len(png) < (_LARGE_PNG_OF_FEW_COLOURS if few else _LARGE_PNG):
+        return png
+    # The slower way keeps the colours of a label map as they are; the faster is for hundreds of noisy lines.
     method = Image.Quantize.MEDIANCUT if few else Image.Quantize.FASTOCTREE
     return _save_png(image.quantize(256, method=method, dither=Image.Dither.NONE))
 

@@ -72,7 +72,7 @@ def write_report(folder: Path) -> Path:
         _write_whole(folder / "preview" / f"{card.name}.png", card.picture.light)
     kind = "time-of-flight stack" if is_tof else _tell_kind(arrays, given)
     page = _fill_page(folder, run, kind=kind, cards=cards, legend=legend, spots=spots)
-    _write_whole(folder / "report.html", page.encode())
+    _write_whole(folder / "report.html", page.encode(errors="replace"))  # a file name may be no valid UTF-8
     return folder / "report.html"
 
 
