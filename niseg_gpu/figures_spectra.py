@@ -57,12 +57,15 @@ def draw_spectra(
     broken = np.insert(centre, gaps + 1, np.nan), np.insert(spectra.astype(float), gaps + 1, np.nan, axis=1)
     many = n_clusters > LINES_READABLE
     rows_in = 0.8 + 0.085 * n_clusters if many else 0.0
-    height_in = 4.6 + rows_in
+    head_in = 0.6 if wavelength is not None else 0.12
+    height_in = 4.0 + head_in + rows_in
     span = float(start[0]), float(start[-1] + width[-1])
 
     def draw(figure: Any, theme: Theme) -> None:
         left, right, low = 0.82 / width_in, 1 - 0.62 / width_in, 0.55 / height_in
-        ax = figure.add_axes((left, (rows_in + 0.55) / height_in, right - left, 3.45 / height_in))
+        ax = figure.add_axes(
+            (left, (rows_in + 0.55) / height_in, right - left, 3.45 / height_in), facecolor=theme.ground
+        )
         for cluster in range(n_clusters):
             ax.plot(broken[0], broken[1][cluster], color=cluster_colour(cluster), linewidth=0.8 if many else 1.2)
         for a, b in closed:
@@ -92,9 +95,10 @@ def _name_lines(ax: Any, ends: np.ndarray, n_clusters: int) -> None:
     step = (top - bottom) * 0.052
     place = np.nan_to_num(ends, nan=bottom)
     order = np.argsort(place, kind="stable")
-    placed = place[order] - step * np.arange(n_clusters)
-    placed = np.maximum.accumulate(placed) + step * np.arange(n_clusters)
-    placed -= max(0.0, placed[-1] - top) if n_clusters else 0.0
+    apart = step * np.arange(n_clusters)
+    free = place[order] - apart
+    up, down = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
+    placed = (up + down) / 2 + apart  # either keeps the distance, so does their mean, and it stays near the lines
     for cluster, y in zip(order, placed, strict=True):
         ax.annotate(
             str(cluster), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
@@ -113,6 +117,7 @@ def _draw_rows(
 ) -> None:
     """Show every spectrum as one row of a picture: readable where lines cover one another."""
     from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
 
     n_clusters = len(spectra)
     grid = np.linspace(*span, 1200, endpoint=False) + (span[1] - span[0]) / 2400
@@ -122,17 +127,19 @@ def _draw_rows(
     colours = colormaps["viridis"].with_extremes(bad=theme.shade)
     place = (*span, n_clusters - 0.5, -0.5)
     shown = ax.imshow(rows, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest", extent=place)
-    every = 1 if n_clusters <= 32 else 2
-    ax.set_yticks(range(0, n_clusters, every), [str(i) for i in range(0, n_clusters, every)])
-    style(ax, theme, "cluster")
-    ax.tick_params(axis="y", length=0, labelsize=7)
-    for name, cluster in zip(ax.get_yticklabels(), range(0, n_clusters, every), strict=True):
-        name.set_color(cluster_colour(cluster))
-        name.set_fontweight("bold")
+    ax.set_yticks([])
+    style(ax, theme, None)
     box = ax.get_position()
     bar = figure.add_axes((right + 0.006, box.y0, 0.008, box.height))
     style(figure.colorbar(shown, cax=bar).ax, theme, "")
     bar.tick_params(labelsize=7.5)
+    key = figure.add_axes((box.x0 - 0.016, box.y0, 0.014, box.height))
+    key.imshow([[to_rgb(cluster_colour(i))] for i in range(n_clusters)], aspect="auto", interpolation="nearest")
+    every = 1 if n_clusters <= 32 else 2
+    key.set_xticks([])
+    key.set_yticks(range(0, n_clusters, every), [str(i) for i in range(0, n_clusters, every)])
+    style(key, theme, "cluster")
+    key.tick_params(axis="y", length=0, labelsize=7)
 
 
 def _add_wavelength(ax: Any, theme: Theme, centre: np.ndarray, wavelength: np.ndarray) -> None:

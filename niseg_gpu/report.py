@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from niseg_gpu import report_cards
 from niseg_gpu.errors import UserError
-from niseg_gpu.report_cards import Arrays, Card, Cluster, Spots, tell_percent
+from niseg_gpu.report_cards import Arrays, Card, Cluster, Spots, tell_number, tell_percent
 
 _QUANTITIES = {
     "counts": "counts",
@@ -28,7 +30,7 @@ _NOTABLE = re.compile(
     r"\bdead\b|\blost\b|fell back|fallback|not converge",
     re.IGNORECASE,
 )
-_NOTHING = re.compile(r"\b(no|none|nothing|without)\b|(?<![\d.,])0(?![\d.,%]*\d)", re.IGNORECASE)
+_NOTHING = re.compile(r"(^|[:;]\s*)(0|no|none)\b(?![.,]\d)", re.IGNORECASE)  # "0 values are NaN", "clipped: none"
 
 
 def write_report(folder: Path) -> Path:
@@ -56,10 +58,13 @@ def write_report(folder: Path) -> Path:
     label = _QUANTITIES.get(quantity, quantity or "value")
     is_tof = "tof" in arrays or any("tof" in report_cards.dims(array) for array in arrays.values())
     cards, legend = report_cards.label_cards(arrays, result=_part(run, "results", "labels"))
-    cards += report_cards.mean_cards(arrays, label=label)
-    cards += report_cards.spectra_cards(arrays, label=label)
-    if not is_tof or "mean_image" not in arrays:
-        cards += report_cards.frame_cards(arrays, label=label)
+    mean = report_cards.mean_cards(arrays, label=label)
+    # A run without time of flight is judged by its frames; one with it has spectra, and frames only for want of a mean.
+    frames = report_cards.frame_cards(arrays, label=label) if not is_tof or not mean else []
+    single = [card for card in frames if card.width == "third"]
+    rest = [card for card in frames if card.width != "third"]
+    spectra = report_cards.spectra_cards(arrays, label=label)
+    cards += mean + spectra + single + rest if cards else single + mean + spectra + rest
     spots = report_cards.count_spots(arrays, input_shape=tuple(given.get("shape") or ()))
     cards += report_cards.spot_cards(spots)
     (folder / "preview").mkdir(exist_ok=True)
@@ -67,7 +72,7 @@ def write_report(folder: Path) -> Path:
         _write_whole(folder / "preview" / f"{card.name}.png", card.picture.light)
     kind = "time-of-flight stack" if is_tof else _tell_kind(arrays, given)
     page = _fill_page(folder, run, kind=kind, cards=cards, legend=legend, spots=spots)
-    _write_whole(folder / "report.html", page.encode())
+    _write_whole(folder / "report.html", page.encode(errors="replace"))  # a file name may be no valid UTF-8
     return folder / "report.html"
 
 
@@ -125,7 +130,7 @@ def _fill_page(
         findings=[line for line in findings if line not in warnings],
         cards=cards,
         legend=legend,
-        legend_after="mean_image" if any(card.name == "mean_image" for card in cards) else "labels",
+        legend_after=next((card.name for card in cards[1:2] if card.width == "half"), "labels"),
         timings=_time_steps(run),
         seconds=run.get("seconds"),
         parameters=_list_parameters(run),
@@ -150,12 +155,12 @@ def _summarise(run: dict[str, Any], *, kind: str, legend: list[Cluster], spots: 
     if given.get("shape"):
         went_in[0] += " of " + " × ".join(f"{side:,}" for side in given["shape"])
         went_in[0] += f" ({', '.join(given['dims'])})" if given.get("dims") else ""
-    went_in += [str(given["dtype"])] if given.get("dtype") else []
+    went_in += [_tell_dtype(str(given["dtype"]))] if given.get("dtype") else []
     went_in += [tell_bytes(given["bytes"])] if given.get("bytes") else []
     n_clusters = sum(cluster.name != "no data" for cluster in legend)
-    came_out = [f"{n_clusters} cluster{'s' * (n_clusters != 1)}"] if n_clusters else []
+    came_out = [tell_number(n_clusters, "cluster")] if n_clusters else []
     if spots is not None:
-        came_out.append(f"{spots.total:,} spots replaced ({tell_percent(spots.percent)})")
+        came_out.append(f"{tell_number(spots.total, 'spot')} replaced ({tell_percent(spots.percent)})")
     text = f"In: {', '.join(went_in)}. Out: {', '.join(came_out) or 'the corrected data'}"
     if run.get("seconds") is not None:
         text += f", in {tell_seconds(run['seconds'])}"
@@ -163,6 +168,14 @@ def _summarise(run: dict[str, Any], *, kind: str, legend: list[Cluster], spots: 
         text += f" on {str(device['name']).upper()}"
         text += f" ({device['hardware']})" if device.get("hardware") else ""
     return text + "."
+
+
+def _tell_dtype(name: str) -> str:
+    """Return ``int16`` for ``>i2``; a name that NumPy does not know stays as it is."""
+    try:
+        return np.dtype(name).name
+    except TypeError:
+        return name
 
 
 def _list_facts(run: dict[str, Any], *, path: str) -> list[tuple[str, str]]:
@@ -173,7 +186,7 @@ def _list_facts(run: dict[str, Any], *, path: str) -> list[tuple[str, str]]:
     facts += [("Files", f"{n_files:,}")] if n_files else []
     facts += [("Started", str(run["started"]).replace("T", " "))] if run.get("started") else []
     if given.get("bytes") and run.get("seconds"):
-        facts.append(("Overall", f"{given['bytes'] / 1e9 / run['seconds']:.3g} GB/s of input"))
+        facts.append(("Overall", f"{tell_bytes(given['bytes'] / run['seconds'])}/s of input"))
     facts += [("Workers", str(device["workers"]))] if device.get("workers") else []
     facts += [("Device chosen", str(device["reason"]))] if device.get("reason") else []
     return facts
@@ -182,8 +195,10 @@ def _list_facts(run: dict[str, Any], *, path: str) -> list[tuple[str, str]]:
 def _warn_of_clusters(legend: list[Cluster]) -> list[str]:
     empty = [cluster.name for cluster in legend if cluster.pixels == 0]
     lacking = [cluster for cluster in legend if cluster.name == "no data"]
-    lines = [f"{len(empty)} clusters hold no pixel: {', '.join(empty)}"] if empty else []
-    return lines + [f"{c.pixels:,} pixels ({tell_percent(c.percent)}) have no label: no data" for c in lacking]
+    lines = [f"Clusters without a pixel: {', '.join(empty)}"] if empty else []
+    return lines + [
+        f"No data, so no label: {tell_number(c.pixels, 'pixel')} ({tell_percent(c.percent)})" for c in lacking
+    ]
 
 
 def _time_steps(run: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from niseg_gpu import figures
-from niseg_gpu.figures_spectra import LINES_READABLE, draw_spectra
+from niseg_gpu.figures_spectra import LINES_READABLE, draw_spectra, find_gaps
 
 SAMPLE_BYTES = 96e6  # how much of a stack may be decoded for the page
 FRAME_BYTES = 1.5e9  # a frame that costs more than this to read (stored by pixel, not by frame) is not drawn
@@ -89,7 +89,8 @@ def label_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> tuple[list[Card
     pixels = np.bincount(labels.ravel(), minlength=no_data + 1)
     highest = int(np.flatnonzero(pixels[:no_data]).max(initial=0))
     n_clusters = max(int(result.get("n_clusters") or 0), len(found[1]) if found else 0, highest + 1)
-    pixels, lacking, caption = pixels[:n_clusters], int(pixels[no_data]), ""
+    pixels, lacking = pixels[:n_clusters], int(pixels[no_data])
+    caption = "A cluster number has the same colour in every picture and every report."
     if stored.ndim == 3:
         caption = f"Shown and counted: {axis_name(stored)} {middle} of {stored.shape[0]}."
         whole = result.get("pixels")
@@ -122,7 +123,9 @@ def spectra_cards(arrays: Arrays, *, label: str) -> list[Card]:
         wavelength=axes.get("wavelength"),
         label=f"mean {label}" if name == "spectra" else f"centroid, {label}",
     )
-    caption = "In the colours of the label map. Where the background is shaded the shutter was closed."
+    caption = "In the colours of the label map."
+    if "tof" in axes and find_gaps(axes["tof"]).size:
+        caption += " Where the background is shaded the shutter was closed."
     if len(spectra) > LINES_READABLE:
         caption += " Below: the same values, one row for each cluster."
     title = "Mean spectrum of each cluster" if name == "spectra" else "Centroid of each cluster"
@@ -154,19 +157,20 @@ def frame_cards(arrays: Arrays, *, label: str) -> list[Card]:
     if not kept:
         return []
     sample = np.concatenate(values)
+    width = 4.4 if axis else 5.6
     limits = figures.find_limits(sample)
     cards = []
     for index, (small, bad) in kept.items():
         title = f"{names[index].capitalize()} frame" if axis else "Image"
-        picture = figures.draw_map(small, label=label, limits=limits, shape=stack.shape[-2:], width_in=4.4)
+        picture = figures.draw_map(small, label=label, limits=limits, shape=stack.shape[-2:], width_in=width)
         caption = _tell_place(arrays, axis, index) + bad
         cards.append(Card(f"frame_{names[index]}", title, picture, caption, "third" if axis else "half"))
     if len(rows) >= CUT_FRAMES:
         shape, axes = (n_frames, stack.shape[2]), (f"{axis} (frame)", "x (pixel)")
         picture = figures.draw_map(np.stack(rows), label=label, limits=limits, axes=axes, shape=shape, stretch=True)
-        caption = f"Row y = {stack.shape[1] // 2} of {len(rows)} out of {n_frames} frames."
+        caption = f"Row y = {stack.shape[1] // 2}, from {len(rows)} of {n_frames} frames."
         cards.append(Card("cut", f"Cut through the middle: {axis} and x", picture, caption))
-    caption = f"{sample.size:,} pixels" + (f" out of {len(rows)} of {n_frames} frames." if axis else ".")
+    caption = f"{sample.size:,} pixels" + (f" from {len(rows)} of {n_frames} frames." if axis else ".")
     cards.append(Card("histogram", "Histogram of values", figures.draw_histogram(sample, label=label), caption))
     return cards
 
@@ -189,12 +193,12 @@ def spot_cards(spots: Spots | None) -> list[Card]:
     share = tell_percent(spots.percent)
     if spots.n_frames > 1:
         often = int(np.count_nonzero(spots.count > spots.n_frames / 2))
-        caption = f"{spots.total:,} values ({share}) were replaced, in {hit:,} pixels."
+        caption = f"Replaced: {tell_number(spots.total, 'value')} ({share}), in {tell_number(hit, 'pixel')}."
         if often:
-            caption += f" {often:,} of these pixels are spots in more than half of the frames, like hot or dead pixels."
+            caption += f" In more than half of the frames, like a hot or dead pixel: {tell_number(often, 'pixel')}."
     else:
-        caption = f"{spots.total:,} pixels ({share}) were replaced."
-    label = "frames in which the pixel was replaced" if spots.n_frames > 1 else "replaced"
+        caption = f"Replaced: {tell_number(spots.total, 'pixel')} ({share})."
+    label = "times replaced" if spots.n_frames > 1 else "replaced"
     picture = figures.draw_spots(spots.count, label=label)
     return [Card("spots", "Where spots were removed", picture, caption)]
 
@@ -206,6 +210,11 @@ def tell_percent(percent: float) -> str:
     if 99.95 <= percent < 100:
         return "> 99.9 %"
     return f"{percent:.2g} %" if percent < 1 else f"{percent:.1f} %"
+
+
+def tell_number(number: int, noun: str) -> str:
+    """Return ``1 pixel`` or ``1,234 pixels``."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def _sample_frames(stack: Any, *, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -228,7 +237,7 @@ def _sample_frames(stack: Any, *, wanted: set[int]) -> Iterator[tuple[int, np.nd
 def _tell_place(arrays: Arrays, axis: str, index: int) -> str:
     if not axis:
         return ""
-    if axis in arrays and arrays[axis].ndim == 1 and index < len(arrays[axis]):
+    if axis in arrays and arrays[axis].ndim == 1 and index < arrays[axis].shape[0]:
         unit = {"angle": "°", "tof": " s"}.get(axis, "")
         return f"Frame {index}, {axis} {float(arrays[axis][index]):.6g}{unit}."
     return f"Frame {index}."
@@ -236,4 +245,4 @@ def _tell_place(arrays: Arrays, axis: str, index: int) -> str:
 
 def _tell_bad(image: np.ndarray) -> str:
     bad = image.size - int(np.count_nonzero(np.isfinite(image)))
-    return f" Orange: {bad:,} pixels without a finite value." if bad else ""
+    return f" Orange: {tell_number(bad, 'pixel')} without a finite value." if bad else ""
