@@ -58,7 +58,8 @@ def write_report(folder: Path) -> Path:
     label = _QUANTITIES.get(quantity, quantity or "value")
     is_tof = "tof" in arrays or any("tof" in report_cards.dims(array) for array in arrays.values())
     cards, legend = report_cards.label_cards(arrays, result=_part(run, "results", "labels"))
-    mean = report_cards.mean_cards(arrays, label=label)
+    of_mean = str(arrays["mean_image"].attrs.get("units", "")) if "mean_image" in arrays else ""
+    mean = report_cards.mean_cards(arrays, label=_QUANTITIES.get(of_mean, of_mean or label))
     # A run without time of flight is judged by its frames; one with it has spectra, and frames only for want of a mean.
     frames = report_cards.frame_cards(arrays, label=label) if not is_tof or not mean else []
     single = [card for card in frames if card.width == "third"]

@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from niseg_gpu.backend import CPU, GPU, why_no_gpu
+
+settings.register_profile("niseg", deadline=None, derandomize=True, max_examples=50)  # compiling kernels takes its time
+settings.load_profile("niseg")
 
 
 @pytest.fixture(scope="session")

@@ -129,5 +129,7 @@ def test_a_single_radiograph_becomes_transmission(data_dir: Path, tmp_path: Path
     run_references(data_dir, tmp_path / "out", *names, threshold=1000)
     image = xr.open_zarr(tmp_path / "out" / "result.zarr", consolidated=False).image
     assert image.dims == ("y", "x")
-    assert 1.05 < float(np.median(image.values)) < 1.25, "no dose correction: the beam was brighter than in the open beam"
+    assert 1.05 < float(np.median(image.values)) < 1.25, (
+        "no dose correction: the beam was brighter than in the open beam"
+    )
     assert float(image.max()) < 1.5, "spots would be brighter still"

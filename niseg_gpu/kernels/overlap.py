@@ -56,8 +56,7 @@ def correct_window_cpu(
 def correct_window_xp(counts: Any, out: Any, *, xp: Any, first: int, last: int, triggers: int, scale: float) -> Any:
     """The same in whole-array calls of the namespace `xp`; see `correct_window_cpu`."""
     window = xp.astype(counts[first : last + 1, ...], xp.float32)
-    live = 1 - (xp.cumulative_sum(window, axis=0) - window) * xp.asarray(1 / triggers, dtype=xp.float32)
-    least = xp.asarray(1 / triggers, dtype=xp.float32)
-    spent = xp.sum(live < least, axis=0, dtype=xp.int32)
-    out[first : last + 1, ...] = window / xp.maximum(live, least) * xp.asarray(scale, dtype=xp.float32)
+    live = 1 - (xp.cumulative_sum(window, axis=0) - window) * (1 / triggers)
+    spent = xp.count_nonzero(live < 1 / triggers, axis=0)
+    out[first : last + 1, ...] = window / xp.maximum(live, 1 / triggers) * scale
     return spent

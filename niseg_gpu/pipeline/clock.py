@@ -18,7 +18,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.bytes: dict[str, int] = {}
-        self.findings: dict[str, int] = {}
+        self._found: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
 
     def add(self, name: str, seconds: float, nbytes: int) -> None:
@@ -39,8 +39,11 @@ class Clock:
         with self._lock:
             for what, number in tally.items():
                 if int(number):
-                    key = f"{step}: {what}"
-                    self.findings[key] = self.findings.get(key, 0) + int(number)
+                    self._found[step, what] = self._found.get((step, what), 0) + int(number)
+
+    def findings(self) -> list[str]:
+        """What was counted, a line each."""
+        return [f"{step}: {number} {what}" for (step, what), number in self._found.items()]
 
 
 class Clocked:

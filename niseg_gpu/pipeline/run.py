@@ -236,9 +236,9 @@ def cluster(session: Session, table: PixelTable) -> KMeansResult:
         session.engine.backend.synchronize()
     missing = int((~table.valid).sum())
     if missing:
-        session.clock.findings[f"{step.name}: pixels without data, in no cluster"] = missing
+        session.clock.add_findings(step.name, {"pixels without data, in no cluster": missing})
     if found.n_iter >= step.parameters["max_iter"] and step.parameters["tol"] > 0:
-        session.clock.findings[f"{step.name}: stopped by max_iter before it settled, after iterations"] = found.n_iter
+        session.clock.add_findings(step.name, {"iterations done, stopped by max_iter before it settled": found.n_iter})
     return found
 
 
@@ -297,7 +297,7 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
             "files": len(set(files)),
             "quantity": StackInfo.of(sample).quantity,
         },
-        "findings": [f"{what}: {number}" for what, number in session.clock.findings.items()],
+        "findings": session.clock.findings(),
         "results": results,
     }
 

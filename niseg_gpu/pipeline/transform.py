@@ -75,7 +75,7 @@ def transform_file(
                     stacks[Path(mask)] = session.engine.to_host(applied.masks["spots"])
                 save_together(stacks, overwrite=overwrite, provenance=provenance)
     written = [f"wrote {p}" for p in (out, mask, spectra) if p is not None]
-    return written + [f"{what}: {number}" for what, number in session.clock.findings.items()]
+    return written + session.clock.findings()
 
 
 def label_map(found: KMeansResult, image: xr.DataArray) -> xr.DataArray:

@@ -1,0 +1,155 @@
+"""The twins: same members, honest choice, and the loop that gives the GPU scikit-learn's k-means."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.cluster import KMeans
+
+from niseg_gpu import backend as backend_module
+from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, backend_of, iterate_lloyd, select, why_no_gpu
+from niseg_gpu.errors import UserError
+
+
+def members(twin: type) -> set[str]:
+    return {name for name in vars(twin) if not name.startswith("_")}
+
+
+def test_twins_have_the_same_members() -> None:
+    assert members(Cpu) == members(Gpu)
+    assert set(Cpu.uses) == set(Gpu.uses)
+
+
+def test_a_blocks_type_tells_its_twin() -> None:
+    assert backend_of(np.zeros(2)) is CPU
+    with pytest.raises(TypeError, match="array_api_strict"):
+        backend_of(array_api_strict.zeros(2))
+
+
+def test_cpu_is_chosen_when_asked_for() -> None:
+    assert select("cpu") == (CPU, "asked for")
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UserError, match="'cuda'; allowed: auto, cpu, gpu"):
+        select("cuda")
+
+
+def test_a_missing_gpu_is_told_by_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cuml" else real("sys") or real(name))
+    assert why_no_gpu() == "cuml is not installed"
+    with pytest.raises(UserError, match="cuml is not installed"):
+        select("gpu")
+    twin, reason = select("auto")
+    assert twin is CPU and "cuml is not installed" in reason
+
+
+def test_a_broken_driver_is_a_reason_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __getattr__(self, name: str):
+            raise RuntimeError("cudaErrorInsufficientDriver:\n CUDA driver version is insufficient")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(vars(GPU), "xp", Broken())
+    assert why_no_gpu() == "RuntimeError: cudaErrorInsufficientDriver: CUDA driver version is insufficient"
+
+
+@pytest.mark.gpu
+def test_the_gpu_describes_itself(backend) -> None:
+    assert backend.describe()
+
+
+@given(
+    hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=3, max_side=9), elements=st.integers(0, 500)),
+    st.integers(1, 1000),
+)
+def test_overlap_kernels_agree_with_the_formula(counts, triggers) -> None:
+    from niseg_gpu.kernels.overlap import correct_window_cpu, correct_window_xp
+
+    first, last = len(counts) // 3, len(counts) - 1
+    earlier = np.cumsum(counts[first:], axis=0, dtype=float) - counts[first:]
+    live = np.maximum(1 - earlier / triggers, 1 / triggers)
+    expected = counts[first:] / live
+    window = {"first": first, "last": last, "triggers": triggers, "scale": 1.0}
+    for correct in (correct_window_cpu, lambda *a, **k: correct_window_xp(*a, xp=np, **k)):
+        out = np.zeros(counts.shape, np.float32)
+        spent = correct(counts, out, **window)
+        # 1 - P loses digits in float32 as P nears 1
+        np.testing.assert_allclose(out[first:], expected, rtol=1e-6 * triggers + 1e-5)
+        assert (out[:first] == 0).all()
+        assert spent.shape == counts.shape[1:]
+
+
+def test_the_gpus_overlap_runs_on_a_strict_array_api() -> None:
+    from niseg_gpu.kernels.overlap import correct_window_cpu, correct_window_xp
+
+    xp, counts = array_api_strict, np.random.default_rng(0).integers(0, 9, (12, 4, 5)).astype(np.uint16)
+    expected, window = np.zeros(counts.shape, np.float32), {"first": 2, "last": 10, "triggers": 100, "scale": 0.01}
+    correct_window_cpu(counts, expected, **window)
+    device = xp.Device("device1")  # reading it as a NumPy array raises, as CuPy's do
+    out = xp.zeros(counts.shape, dtype=xp.float32, device=device)
+    correct_window_xp(xp.asarray(counts, device=device), out, xp=xp, **window)
+    with pytest.raises(RuntimeError):
+        np.asarray(out)
+    np.testing.assert_allclose(np.asarray(out.to_device(xp.Device("CPU_DEVICE"))), expected, rtol=1e-6)
+
+
+def iterate_with_sklearn(pixels, start):
+    """What cuML does in one call of one iteration, done by scikit-learn."""
+    model = KMeans(len(start), init=start, n_init=1, max_iter=1, tol=0).fit(pixels)
+    labels = model.predict(pixels)
+    return model.cluster_centers_, labels, float(model.inertia_)
+
+
+@pytest.mark.filterwarnings("ignore:.*convergence:UserWarning")
+@pytest.mark.parametrize("max_iter, tol", [(1, 0.0), (4, 0.0), (300, 0.0), (300, 1e-4), (300, 1e-2)])
+def test_one_iteration_a_call_ends_where_sklearn_ends(max_iter: int, tol: float) -> None:
+    rng = np.random.default_rng(1)
+    centres = rng.uniform(1000, 1300, (5, 30))
+    pixels = (centres[rng.integers(0, 5, 4000)] + rng.normal(0, 60, (4000, 30))).astype(np.float32)
+    start = pixels[rng.choice(4000, 5, replace=False)].copy()
+    kept = pixels.copy()
+    ours = iterate_lloyd(np, iterate_with_sklearn, pixels, centroids=start, max_iter=max_iter, tol=tol)
+    theirs = KMeans(5, init=start, n_init=1, max_iter=max_iter, tol=tol).fit(kept)
+    assert (ours.labels == theirs.labels_).mean() > 0.9995
+    np.testing.assert_allclose(ours.centroids, theirs.cluster_centers_, rtol=1e-4)
+    np.testing.assert_allclose(pixels, kept, rtol=1e-6)
+
+
+def iterate_keeping_empty(pixels, start):
+    """One iteration as cuML does it: an empty cluster keeps its centroid."""
+    start = np.asarray(start)
+    labels = ((pixels[:, None] - start) ** 2).sum(2).argmin(1)
+    new = np.stack([pixels[labels == k].mean(0) if (labels == k).any() else start[k] for k in range(len(start))])
+    labels = ((pixels[:, None] - new) ** 2).sum(2).argmin(1)
+    return new.astype(np.float32), labels, float(((pixels - new[labels]) ** 2).sum())
+
+
+def test_an_empty_cluster_is_refilled() -> None:
+    pixels = np.array([[0.0], [0.1], [5.0], [5.1], [9.0]], np.float32)
+    start = np.array([[0.0], [5.0], [1000.0]], np.float32)
+    found = iterate_lloyd(np, iterate_keeping_empty, pixels.copy(), centroids=start, max_iter=20, tol=0)
+    assert sorted(np.bincount(found.labels, minlength=3)) == [1, 2, 2]
+
+
+def test_seeds_are_the_same_for_both_devices() -> None:
+    pixels = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    for init in ("k-means++", "random"):
+        first = backend_module.seed_centroids(pixels, n_clusters=4, seed=3, init=init)
+        again = backend_module.seed_centroids(pixels.copy(), n_clusters=4, seed=3, init=init)
+        np.testing.assert_array_equal(first, again)
+        assert all((pixels == row).all(1).any() for row in first)
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=80)))
+def test_writing_spectra_is_a_transpose(block) -> None:
+    rows = np.zeros(block.shape[::-1], np.float32)
+    CPU.write_spectra(block, rows)
+    np.testing.assert_array_equal(rows, block.T)
