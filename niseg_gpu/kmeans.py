@@ -15,7 +15,7 @@ from niseg_gpu.backend import backend_of, seed_centroids
 from niseg_gpu.errors import UserError
 
 SEEDING_PIXELS = 16_384
-BLOCK_PIXELS = 8_192
+BLOCK_PIXELS = 2_048
 
 
 class PixelTable:
@@ -184,8 +184,8 @@ def mean_spectra(pixels: Any, labels: Any, *, n_clusters: int) -> tuple[np.ndarr
     sums = xp.zeros((n_clusters, pixels.shape[1]), dtype=xp.float64)
     clusters = xp.arange(n_clusters)[:, None]
     for start in range(0, len(pixels), BLOCK_PIXELS):
-        member = xp.astype(clusters == labels[None, start : start + BLOCK_PIXELS], xp.float32)
-        sums += member @ pixels[start : start + BLOCK_PIXELS]
+        member = xp.astype(clusters == labels[None, start : start + BLOCK_PIXELS], xp.float64)
+        sums += member @ xp.astype(pixels[start : start + BLOCK_PIXELS], xp.float64)
     sizes = backend.to_host(xp.bincount(labels, minlength=n_clusters)).astype(np.int64)
     means = backend.to_host(sums) / np.maximum(sizes, 1)[:, None]
     return means.astype(np.float32), sizes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -91,7 +91,20 @@ def describe_select_tof(info: StackInfo, *, first: int, last: int) -> StackInfo:
     return info.with_(shape=(last - first + 1, *info.shape[1:]), coords=coords, attrs=attrs)
 
 
-Group = tuple[int, int, float, float]
+class Group(NamedTuple):
+    """Bins that make a new one: `first` to `last`, inclusive, the outer two by their shares, and when it begins."""
+
+    first: int
+    last: int
+    of_first: float = 1.0
+    of_last: float = 1.0
+    start_s: float | None = None
+
+    @property
+    def weight(self) -> float:
+        """How many old bins go into the new one."""
+        whole = self.last - self.first - 1
+        return self.of_first if self.first == self.last else self.of_first + self.of_last + whole
 
 
 def rebin_tof(stack: Any, *, groups: Sequence[Group], mean: bool) -> Any:
@@ -100,8 +113,8 @@ def rebin_tof(stack: Any, *, groups: Sequence[Group], mean: bool) -> Any:
     Parameters
     ----------
     stack : (N, ...) array
-    groups : sequence of (first, last, weight of first, weight of last)
-        Bins that make each new one, inclusive; those in between count whole.
+    groups : sequence of Group
+        Bins that make each new one.
     mean : bool
         Divide by the sum of the weights: right for transmission, where counts are summed.
 
@@ -111,7 +124,8 @@ def rebin_tof(stack: Any, *, groups: Sequence[Group], mean: bool) -> Any:
     """
     xp = backend_of(stack).xp
     out = xp.empty((len(groups), *stack.shape[1:]), dtype=xp.float32)
-    for i, (first, last, of_first, of_last) in enumerate(groups):
+    for i, group in enumerate(groups):
+        first, last, of_first, of_last, _ = group
         if of_first == of_last == 1:
             total = xp.sum(stack[first : last + 1, ...], axis=0, dtype=xp.float32)
         else:
@@ -120,14 +134,8 @@ def rebin_tof(stack: Any, *, groups: Sequence[Group], mean: bool) -> Any:
                 total = total + xp.astype(stack[last, ...], xp.float32) * of_last
             if last > first + 1:
                 total = total + xp.sum(stack[first + 1 : last, ...], axis=0, dtype=xp.float32)
-        out[i, ...] = total / weight_of((first, last, of_first, of_last)) if mean else total
+        out[i, ...] = total / group.weight if mean else total
     return out
-
-
-def weight_of(group: Group) -> float:
-    """How many old bins go into a new one."""
-    first, last, of_first, of_last = group
-    return of_first if first == last else of_first + of_last + (last - first - 1)
 
 
 def fit_rebin_tof(
@@ -157,7 +165,7 @@ def fit_rebin_tof(
     if factor is not None:
         if not 1 <= factor <= n:
             raise UserError(f"rebin_tof got factor {factor}; allowed: 1 to the number of bins, {n}")
-        groups = [(i, min(i + factor, n) - 1, 1.0, 1.0) for i in range(0, n, factor)]
+        groups = [Group(i, min(i + factor, n) - 1) for i in range(0, n, factor)]
     else:
         groups = _cut(need_tof(info, "rebin_tof"), np.asarray(info.coords["tof_width"]), edges_s)
     return {"groups": groups, "mean": how == "mean" or (how == "auto" and not info.quantity.startswith("counts"))}
@@ -178,18 +186,17 @@ def _cut(start: np.ndarray, width: np.ndarray, edges_s: Sequence[float]) -> list
             )
         share = np.where(share > 1 - 1e-9, 1.0, share)
         first, last = int(inside[0]), int(inside[-1])
-        groups.append((first, last, float(share[first]), float(share[last])))
+        begin = max(float(low), float(start[first]))
+        groups.append(Group(first, last, float(share[first]), float(share[last]), begin))
     return groups
 
 
 def describe_rebin_tof(info: StackInfo, *, groups: Sequence[Group], mean: bool) -> StackInfo:
     """The axes after `rebin_tof`: a new bin begins where its first old one does and is as wide as all of them."""
     coords = {}
-    width = info.coords.get("tof_width")
     if "tof" in info.coords:
-        tof = np.asarray(info.coords["tof"])
-        late = np.array([0.0 if width is None else (1 - g[2]) * width[g[0]] for g in groups])
-        coords["tof"] = np.array([tof[g[0]] for g in groups]) + late
+        old = np.asarray(info.coords["tof"])
+        coords["tof"] = np.array([old[g.first] if g.start_s is None else g.start_s for g in groups])
     for name, average in (("tof_width", False), ("wavelength", True)):
         if name in info.coords:
             values = np.asarray(info.coords[name])
@@ -199,15 +206,14 @@ def describe_rebin_tof(info: StackInfo, *, groups: Sequence[Group], mean: bool) 
     if triggers is not None:
         attrs["bin_triggers"] = [_gather(np.asarray(triggers, dtype=float), g, True) for g in groups]
     if len(info.attrs.get("files") or ()) == info.shape[0]:
-        attrs["files"] = [info.attrs["files"][g[0]] for g in groups]
+        attrs["files"] = [info.attrs["files"][g.first] for g in groups]
     return info.with_(shape=(len(groups), *info.shape[1:]), dtype=np.dtype(np.float32), coords=coords, attrs=attrs)
 
 
 def _gather(values: np.ndarray, group: Group, average: bool) -> float:
-    first, last, of_first, of_last = group
-    weights = np.ones(last - first + 1)
-    weights[-1], weights[0] = of_last, of_first
-    return float((weights * values[first : last + 1]).sum() / (weights.sum() if average else 1))
+    weights = np.ones(group.last - group.first + 1)
+    weights[-1], weights[0] = group.of_last, group.of_first
+    return float((weights * values[group.first : group.last + 1]).sum() / (weights.sum() if average else 1))
 
 
 def assign_wavelength(stack: Any, *, flight_path_m: Annotated[float, Gt(0)], time_offset_s: float = 0.0) -> Any:

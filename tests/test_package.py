@@ -14,7 +14,8 @@ HEAVY = ("cupy", "cucim", "cuml", "jax", "sklearn", "matplotlib", "numba", "scip
 
 @pytest.mark.parametrize("code", ["import niseg_gpu", "from niseg_gpu.cli import main; main(['--help'])"])
 def test_opening_is_light(code: str) -> None:
-    check = f"import atexit, sys\natexit.register(lambda: print('LOADED', [m for m in {HEAVY!r} if m in sys.modules]))\n{code}"
+    at_exit = f"print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
+    check = f"import atexit, sys\natexit.register(lambda: {at_exit})\n{code}"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stdout
