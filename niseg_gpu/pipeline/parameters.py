@@ -58,7 +58,8 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # a misspelt name explains a missing one
+        problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
             raise UserError(f"{where} has no parameter {name!r}{suggest(name, model.model_fields)}") from None

@@ -1,0 +1,208 @@
+"""The command line: exit statuses, one-line complaints, every step as a command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from niseg_gpu import cli
+from niseg_gpu.io.open import open_stack
+from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.simulate.tof import simulate_tof
+from niseg_gpu.spots import remove_spots
+
+
+@pytest.fixture
+def niseg(capsys: pytest.CaptureFixture[str]):
+    """Run the command line in this process; return exit status, output and complaint."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "data"
+    simulate_tof(out, height=32, width=40, n_bins=30, seed=3)
+    return out
+
+
+@pytest.fixture
+def frame(tmp_path: Path) -> Path:
+    values = np.random.default_rng(0).poisson(400, (30, 50)).astype(np.uint16)
+    values[10, 20] = 9000
+    tifffile.imwrite(tmp_path / "frame.tif", values)
+    return tmp_path / "frame.tif"
+
+
+PIPELINE = """
+input: {{path: {data}/sample}}
+steps:
+  - overlap_correct: {{}}
+  - rebin_tof: {{factor: 3}}
+  - kmeans: {{n_clusters: 3}}
+output: {{path: out}}
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, data: Path) -> Path:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(PIPELINE.format(data=data))
+    return path
+
+
+def test_run_check_and_run_again(niseg, pipeline: Path) -> None:
+    status, out, err = niseg("check", pipeline)
+    assert (status, err) == (0, "")
+    assert "tof 10 x y 32 x x 40 float32 counts" in out and "all is well" in out
+    assert not (pipeline.parent / "out").exists()
+    status, out, err = niseg("run", pipeline)
+    assert (status, err) == (0, "")
+    assert out.rstrip().endswith(f"report: {pipeline.parent / 'out' / 'report.html'}")
+    status, out, err = niseg("run", pipeline)
+    assert (status, out) == (2, "") and err.count("\n") == 1 and "out exists; give another --out" in err
+    status, out, err = niseg("run", pipeline, "--overwrite", "--quiet", "--set", "kmeans.n_clusters=2")
+    assert (status, out, err) == (0, "", "")
+    record = json.loads((pipeline.parent / "out" / "run.json").read_text())
+    assert record["results"]["labels"]["n_clusters"] == 2
+
+
+def test_out_is_relative_to_where_one_stands(niseg, pipeline: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert niseg("run", pipeline, "--out", "mine", "--quiet")[0] == 0
+    assert (tmp_path / "elsewhere" / "mine" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("ending", [".tif", ".zarr", ".h5", ".npy"])
+def test_remove_spots_from_file_to_file(niseg, frame: Path, tmp_path: Path, ending: str) -> None:
+    out, mask = tmp_path / f"clean{ending}", tmp_path / f"mask{ending}"
+    status, said, err = niseg("remove-spots", frame, out, "--size", 3, "--threshold", 1000, "--mask", mask)
+    assert (status, err) == (0, "")
+    assert "remove_spots: 1 spots replaced" in said and f"wrote {mask}" in said
+    cleaned, spots = remove_spots(tifffile.imread(frame), size=3, threshold=1000)
+    np.testing.assert_array_equal(open_stack(out).values, cleaned)
+    np.testing.assert_array_equal(open_stack(mask).values.astype(bool), spots)
+
+
+def test_kmeans_from_file_to_file(niseg, data: Path, tmp_path: Path) -> None:
+    out, spectra = tmp_path / "labels.tif", tmp_path / "spectra.csv"
+    status, said, _ = niseg("kmeans", data / "sample", out, "--n-clusters", 3, "--spectra", spectra, "--seed", 1)
+    assert status == 0 and f"wrote {spectra}" in said
+    assert tifffile.imread(out).shape == (32, 40)
+    lines = spectra.read_text().splitlines()
+    assert lines[0] == "tof_s,cluster_0,cluster_1,cluster_2" and len(lines) == 31
+
+
+def test_the_other_steps_from_file_to_file(niseg, data: Path, tmp_path: Path) -> None:
+    beam = ["--open-beam", data / "open_beam"]
+    for arguments in (
+        ["overlap-correct", data / "sample", tmp_path / "a.zarr", "--per-trigger"],
+        ["select-tof", tmp_path / "a.zarr", tmp_path / "b.h5", "--first", 3, "--last", 20],
+        ["rebin-tof", tmp_path / "b.h5", tmp_path / "c.tif", "--factor", 4],
+        ["assign-wavelength", tmp_path / "c.tif", tmp_path / "d.h5", "--flight-path-m", 10],
+        ["scale-spectra", tmp_path / "d.h5", tmp_path / "e.zarr"],
+        ["select-tof", tmp_path / "d.h5", tmp_path / "f.zarr", "--wavelength-angstrom", "1,3"],
+        ["normalize", data / "sample", tmp_path / "g.zarr", *beam, "--dose-roi", "0,0,4,32"],
+    ):
+        status, _, err = niseg(*arguments)
+        assert (status, err) == (0, ""), arguments
+    e = open_stack(tmp_path / "e.zarr")
+    assert e.shape == (5, 32, 40) and "wavelength" in e.coords
+    means = e.mean("tof").values
+    np.testing.assert_allclose(means[np.isfinite(means)], 1, rtol=1e-5)
+
+
+def test_simulate_tof(niseg, tmp_path: Path) -> None:
+    status, out, err = niseg("simulate", "tof", tmp_path / "sim", "--n-bins", 20, "--height", 32, "--width", 40)
+    assert (status, err) == (0, "") and "wrote" in out
+    assert open_stack(tmp_path / "sim" / "sample").shape == (20, 32, 40)
+    assert niseg("simulate", "tof", tmp_path / "sim")[0] == 2
+
+
+def test_info(niseg) -> None:
+    status, out, _ = niseg("info")
+    assert status == 0 and all(step in out for step in OPS)
+    machine = json.loads(niseg("info", "--json")[1])
+    assert machine["auto_takes"] in ("cpu", "gpu") and set(machine["steps"]) == set(OPS)
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["kmens", "a", "b"], "no COMMAND 'kmens'; did you mean 'kmeans'?"),
+        (
+            ["remove-spots", "a.tif", "b.tif", "--treshold", "3"],
+            "no argument '--treshold'; did you mean '--threshold'?",
+        ),
+        (["remove-spots", "a.tif", "b.tif"], "remove_spots needs threshold"),
+        (["remove-spots", "a.tif", "b.tif", "--threshold", "high"], "threshold is 'high'"),
+        (["remove-spots", "no.tif", "b.tif", "--threshold", "3"], "no.tif does not exist"),
+        (["remove-spots", "no.tif", "b.xyz", "--threshold", "3"], "b.xyz: unknown ending '.xyz'"),
+        (["kmeans", "no.tif", "b.tif", "--device", "tpu"], "device is 'tpu'"),
+        (["run"], "required: PIPELINE"),
+        (["run", "no.yaml"], "can't read the pipeline"),
+        ([], "required: COMMAND"),
+        (["demo", "--size", "huge"], "no --size 'huge'; allowed: small, full"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(niseg, tmp_path: Path, monkeypatch, arguments, complaint) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = niseg(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("niseg-gpu: ") and err.count("\n") == 1 and complaint in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demanded_gpu_that_is_missing(niseg, pipeline: Path, monkeypatch) -> None:
+    monkeypatch.setattr("niseg_gpu.backend.why_no_gpu", lambda: "no CUDA device")
+    for command in (["run", pipeline, "--device", "gpu"], ["demo", "--out", pipeline.parent / "d", "--device", "gpu"]):
+        status, _, err = niseg(*command)
+        assert status == 2 and "device is gpu, but no GPU can be used: no CUDA device" in err
+    assert not (pipeline.parent / "d").exists()
+
+
+def test_a_fault_of_ours_is_status_1_and_no_traceback(niseg, pipeline: Path, monkeypatch) -> None:
+    def fail(*args, **kwargs):
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", fail)
+    status, _, err = niseg("run", pipeline)
+    assert status == 1 and err.count("\n") == 1 and "a fault of ours: ValueError: two lines" in err
+
+
+def test_an_interrupt_is_status_130(niseg, pipeline: Path, monkeypatch) -> None:
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", interrupt)
+    status, _, err = niseg("run", pipeline)
+    assert status == 130 and "interrupted" in err
+
+
+@pytest.mark.parametrize("command", [*(step.replace("_", "-") for step in OPS), "run", "check", "demo", "info"])
+def test_every_command_explains_itself(niseg, command: str) -> None:
+    status, out, _ = niseg(command, "--help")
+    assert status == 0 and "--verbose" in out
+
+
+def test_the_demo_is_the_whole_main_job(niseg, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("niseg_gpu.pipeline.demo.SIZES", {"small": {"height": 40, "width": 48, "n_bins": 60}})
+    out = tmp_path / "demo"
+    status, said, err = niseg("demo", "--out", out)
+    assert (status, err) == (0, "") and f"report: {out / 'result' / 'report.html'}" in said
+    assert {p.name for p in out.iterdir()} == {"data", "pipeline.yaml", "result"}
+    status, _, err = niseg("demo", "--out", out)
+    assert status == 2 and "exists" in err
+    assert niseg("run", out / "pipeline.yaml", "--out", tmp_path / "again", "--quiet")[0] == 0
+    assert niseg("demo", "--out", out, "--overwrite", "--quiet") == (0, "", "")

@@ -1,0 +1,148 @@
+"""One parse and one check for YAML, TOML, Python and the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from niseg_gpu.errors import UserError
+from niseg_gpu.pipeline.parameters import parameters_of, summary_of
+from niseg_gpu.pipeline.parse import parse_pipeline, parse_steps, read_pipeline
+from niseg_gpu.pipeline.steps import OPS
+
+YAML = """
+input: {path: run42/, open_beam: ob/}
+steps:
+  - overlap_correct: {}
+  - remove_spots: {threshold: 20}
+  - scale_spectra
+  - kmeans: {n_clusters: 3}
+output: {path: out}
+"""
+TOML = """
+[input]
+path = "run42/"
+open_beam = "ob/"
+[[steps]]
+use = "overlap_correct"
+[[steps]]
+use = "remove_spots"
+threshold = 20
+[[steps]]
+use = "scale_spectra"
+[[steps]]
+use = "kmeans"
+n_clusters = 3
+[output]
+path = "out"
+"""
+PYTHON = {
+    "input": {"path": "run42/", "open_beam": "ob/"},
+    "steps": ["overlap_correct", {"remove_spots": {"threshold": 20.0}}, "scale_spectra", {"kmeans": {"n_clusters": 3}}],
+    "output": {"path": "out"},
+}
+
+
+def written(tmp_path: Path, text: str, name: str = "p.yaml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_yaml_toml_and_python_mean_the_same(tmp_path: Path) -> None:
+    by_yaml = read_pipeline(written(tmp_path, YAML))
+    assert read_pipeline(written(tmp_path, TOML, "p.toml")) == by_yaml
+    assert parse_pipeline(PYTHON, base=tmp_path) == by_yaml
+    assert by_yaml.input.path == str(tmp_path / "run42/"), "relative paths start from the file's folder"
+    assert by_yaml.steps[1].parameters == {"size": 3, "threshold": 20.0, "kind": "both"}
+
+
+def test_what_is_written_out_reads_back_the_same() -> None:
+    pipeline = parse_pipeline(PYTHON)
+    assert parse_pipeline(pipeline.as_mapping()) == pipeline
+
+
+def test_overrides(tmp_path: Path) -> None:
+    overrides = ["kmeans.n_clusters=5", "compute.device=cpu", "input.bad_values=keep", "scale_spectra.method=standard"]
+    for name, text in (("p.yaml", YAML), ("p.toml", TOML)):
+        pipeline = read_pipeline(written(tmp_path, text, name), overrides=overrides)
+        assert pipeline.steps[3].parameters["n_clusters"] == 5
+        assert pipeline.steps[2].parameters["method"] == "standard"
+        assert (pipeline.compute.device, pipeline.input.bad_values) == ("cpu", "keep")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("kmeans", "allowed: step.parameter=value"),
+        ("kmens.n_clusters=2", "no step 'kmens'; did you mean 'kmeans'"),
+        ("kmeans.clusters=2", "kmeans has no parameter 'clusters'; did you mean 'n_clusters'"),
+        ("kmeans.n_clusters=many", "kmeans: n_clusters is 'many'"),
+    ],
+)
+def test_a_wrong_override_is_told(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_pipeline(written(tmp_path, YAML), overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": ["remove_spot"]}, "unknown step 'remove_spot'; did you mean 'remove_spots'"),
+        ({"steps": [{"remove_spots": {}}]}, "remove_spots needs threshold: Least difference"),
+        ({"steps": [{"remove_spots": {"treshold": 3}}]}, "no parameter 'treshold'; did you mean 'threshold'"),
+        (
+            {"steps": [{"remove_spots": {"threshold": -1}}]},
+            "threshold is -1; input should be greater than or equal to 0",
+        ),
+        ({"steps": [{"remove_spots": {"threshold": 1, "kind": "white"}}]}, "kind is 'white'; input should be 'bright'"),
+        ({"steps": [{"remove_spots": 5}]}, "remove_spots got 5; allowed: parameters by name"),
+        ({"steps": [{"kmeans": {"n_clusters": 2.5}}]}, "n_clusters is 2.5"),
+        ({"steps": [{"kmeans": {}}, "scale_spectra"]}, "kmeans ends the pipeline"),
+        ({"steps": [{"kmeans": {}, "scale_spectra": {}}]}, "a step has one name; got kmeans, scale_spectra"),
+        ({"steps": "kmeans"}, "steps is a list; got str"),
+        ({"steps": []}, "needs a section 'steps'"),
+        ({"input": {}}, "needs a section 'input'"),
+        ({"input": {"path": "a", "openbeam": "b"}}, "input has no parameter 'openbeam'; did you mean 'open_beam'"),
+        ({"inputs": "a"}, "no section 'inputs'; did you mean 'input'"),
+        ({"compute": {"device": "tpu"}}, "device is 'tpu'; input should be 'auto', 'cpu' or 'gpu'"),
+        ({"compute": {"workers": 0}}, "workers is 0"),
+        ({"output": {"arrays": ["labls"]}}, "arrays is 'labls'"),
+    ],
+)
+def test_a_wrong_pipeline_is_told_in_one_line(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        parse_pipeline({**PYTHON, **change})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("p.yaml", "input: [", "is not valid YAML"),
+        ("p.toml", "input = ", "is not valid TOML"),
+        ("p.yaml", "just words", "holds no pipeline"),
+        ("p.yaml", "", "holds no pipeline"),
+    ],
+)
+def test_a_file_that_is_no_pipeline(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_pipeline(written(tmp_path, text, name))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't read the pipeline .*nope.yaml: No such file"):
+        read_pipeline(tmp_path / "nope.yaml")
+
+
+@pytest.mark.parametrize("step", OPS)
+def test_every_parameter_of_every_step_is_explained(step: str) -> None:
+    assert summary_of(step).endswith(".")
+    for name, field in parameters_of(step).model_fields.items():
+        assert field.description, f"{step}.{name}"
+
+
+def test_steps_may_be_values_already() -> None:
+    steps = parse_steps(["scale_spectra"])
+    assert parse_steps(steps) == steps

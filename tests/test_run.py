@@ -1,0 +1,155 @@
+"""A run's folder: complete, or not there at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import xarray as xr
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from niseg_gpu.errors import UserError
+from niseg_gpu.pipeline import run as run_module
+from niseg_gpu.pipeline.parse import parse_pipeline
+from niseg_gpu.pipeline.run import run_pipeline
+from niseg_gpu.simulate.tof import simulate_tof
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("simulated") / "data"
+    simulate_tof(out, height=48, width=64, n_bins=60, seed=1)
+    return out
+
+
+def pipeline_of(data: Path, out: Path, **changes) -> dict:
+    return {
+        "input": {"path": str(data / "sample"), "open_beam": str(data / "open_beam")},
+        "steps": [
+            "overlap_correct",
+            {"remove_spots": {"threshold": 300, "kind": "bright"}},
+            {"assign_wavelength": {"flight_path_m": 10}},
+            {"rebin_tof": {"factor": 5}},
+            {"normalize": {"dose_by_shutter_counts": True}},
+            {"kmeans": {"n_clusters": 4}},
+        ],
+        "output": {"path": str(out)},
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return run_pipeline(parse_pipeline(pipeline_of(simulated, out)), quiet=True)
+
+
+def test_the_folder_holds_what_the_readme_promises(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} == {"result.zarr", "report.html", "preview", "run.json", "log.txt"}
+    assert {"labels.png", "mean_image.png", "spectra.png", "spots.png"} <= {
+        p.name for p in (finished / "preview").iterdir()
+    }
+    run = xr.open_zarr(finished / "result.zarr", consolidated=False)
+    assert run.image.dims == ("tof", "y", "x") and run.image.shape == (12, 48, 64)
+    assert run.spots.shape == (60, 48, 64) and run.spots.dtype == bool
+    assert run.labels.shape == (48, 64) and run.spectra.shape == run.centroids.shape == (4, 12)
+    assert run.tof.attrs["units"] == "s" and 1 < float(run.wavelength[0]) < float(run.wavelength[-1]) < 6
+    np.testing.assert_allclose(run.mean_image, run.image.mean("tof"), rtol=1e-5)
+    np.testing.assert_array_equal(run.spot_count, run.spots.sum("tof_spots"))
+
+
+def test_the_record_says_how_it_was_made(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    assert parse_pipeline(record["pipeline"]).as_mapping() == record["pipeline"], "it can be run again"
+    assert record["pipeline"]["steps"][1] == {"remove_spots": {"size": 3, "threshold": 300.0, "kind": "bright"}}
+    names = [step["name"] for step in record["steps"]]
+    assert names[0] == "read" and {"overlap_correct", "remove_spots", "normalize", "write", "kmeans"} <= set(names)
+    assert all(step["seconds"] >= 0 for step in record["steps"]) and record["seconds"] > 0
+    assert 0.05 < record["peak_memory_gb"] < 10
+    assert record["versions"]["numpy"] == np.__version__
+    assert record["results"]["labels"]["n_clusters"] == 4
+    spots = xr.open_zarr(finished / "result.zarr", consolidated=False).spots
+    assert f"remove_spots: {int(spots.sum())} spots replaced" in record["findings"]
+
+
+def test_the_materials_come_out_right(finished: Path, simulated: Path) -> None:
+    truth = tifffile.imread(simulated / "truth" / "labels.tif")
+    labels = xr.open_zarr(finished / "result.zarr", consolidated=False).labels.values
+    inside = minimum_filter(truth, 5) == maximum_filter(truth, 5)  # away from blurred edges
+    right = 0
+    for material in np.unique(truth):
+        found = labels[(truth == material) & inside]
+        right += np.bincount(found).max() if found.size else 0
+    assert right / inside.sum() > 0.97
+
+
+def test_the_same_run_gives_the_same_arrays(finished: Path, simulated: Path, tmp_path: Path) -> None:
+    again = pipeline_of(simulated, tmp_path / "again", compute={"device": "cpu", "workers": 1})
+    run_pipeline(parse_pipeline(again), quiet=True)
+    one, two = (xr.open_zarr(p / "result.zarr", consolidated=False) for p in (finished, tmp_path / "again"))
+    exact = ["image", "spots", "spot_count", "labels", "tof", "wavelength"]
+    xr.testing.assert_equal(one[exact], two[exact])
+    xr.testing.assert_allclose(one, two, rtol=1e-6)  # sums over pixels are made in the threads' order
+
+
+def test_only_the_arrays_asked_for_are_kept(simulated: Path, tmp_path: Path) -> None:
+    mapping = pipeline_of(simulated, tmp_path / "out")
+    mapping["output"]["arrays"] = ["labels"]
+    run_pipeline(parse_pipeline(mapping), quiet=True)
+    kept = set(xr.open_zarr(tmp_path / "out" / "result.zarr", consolidated=False).variables)
+    assert "labels" in kept and not kept & {"image", "spots", "spectra"}
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_an_existing_folder_is_refused_before_anything_is_read(simulated: Path, tmp_path: Path) -> None:
+    mapping = pipeline_of(tmp_path / "no such data", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="out exists; give another --out"):
+        run_pipeline(parse_pipeline(mapping))
+    with pytest.raises(UserError, match="no earlier result"):
+        run_pipeline(parse_pipeline(mapping), overwrite=True)
+
+
+def test_an_earlier_result_is_replaced_when_told_so(simulated: Path, tmp_path: Path) -> None:
+    mapping = pipeline_of(simulated, tmp_path / "out")
+    run_pipeline(parse_pipeline(mapping), quiet=True)
+    mapping["steps"][-1] = {"kmeans": {"n_clusters": 2}}
+    run_pipeline(parse_pipeline(mapping), quiet=True, overwrite=True)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["results"]["labels"]["n_clusters"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), RuntimeError("broken"), OSError(28, "No space left on device")])
+def test_nothing_is_left_of_a_run_that_fails(simulated: Path, tmp_path: Path, monkeypatch, fault) -> None:
+    def fail(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(run_module, "fit_kmeans", fail)
+    expected = UserError if isinstance(fault, OSError) else type(fault)
+    with pytest.raises(expected):
+        run_pipeline(parse_pipeline(pipeline_of(simulated, tmp_path / "out")), quiet=True)
+    assert list(tmp_path.iterdir()) == []
+    assert not [h for h in logging.getLogger("niseg_gpu").handlers if isinstance(h, logging.FileHandler)]
+
+
+def test_a_folder_that_cannot_be_made_is_told(simulated: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="can't be made"):
+        run_pipeline(parse_pipeline(pipeline_of(simulated, tmp_path / "file" / "out")))
+
+
+def test_a_bad_frame_found_late_leaves_nothing(simulated: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(simulated, tmp_path / "data")
+    frame = sorted((tmp_path / "data" / "sample").glob("*.fits"))[33]
+    content = bytearray(frame.read_bytes())
+    content[2880:2882] = (-7).to_bytes(2, "big", signed=True)
+    frame.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{frame.name}: frame 33, row 0, column 0 holds -7 \(negative\)"):
+        run_pipeline(parse_pipeline(pipeline_of(tmp_path / "data", tmp_path / "out")), quiet=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
