@@ -93,7 +93,7 @@ def test_the_same_run_gives_the_same_arrays(finished: Path, simulated: Path, tmp
     one, two = (xr.open_zarr(p / "result.zarr", consolidated=False) for p in (finished, tmp_path / "again"))
     exact = ["image", "spots", "spot_count", "labels", "tof", "wavelength"]
     xr.testing.assert_equal(one[exact], two[exact])
-    xr.testing.assert_allclose(one, two, rtol=1e-6)  # sums over pixels are made in the threads' order
+    xr.testing.assert_allclose(one, two, rtol=1e-5)  # float32 sums over pixels are made in the order of threads
 
 
 def test_only_the_arrays_asked_for_are_kept(simulated: Path, tmp_path: Path) -> None:

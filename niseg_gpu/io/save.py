@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.gate import gated
 from niseg_gpu.io.writers import create_hdf5, create_npy, create_tiff
 from niseg_gpu.io.zarr import create_zarr
 
@@ -95,52 +93,11 @@ def save_together(
             _remove(partial)
 
 
-class _Gate:
-    """Passes blocks on to a target until it is shut; after that no thread still writes into what is taken away."""
-
-    def __init__(self, target: Any) -> None:
-        self.target = target
-        self._open()
-
-    def _open(self) -> None:
-        self._shut = False
-        self._writing = 0
-        self._changed = threading.Condition()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"target": self.target}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.target = state["target"]
-        self._open()
-
-    def __setitem__(self, key: tuple[slice, ...], values: np.ndarray) -> None:
-        with self._changed:
-            if self._shut:
-                return
-            self._writing += 1
-        try:
-            self.target[key] = values
-        finally:
-            with self._changed:
-                self._writing -= 1
-                self._changed.notify_all()
-
-    def shut(self) -> None:
-        with self._changed:
-            self._shut = True
-            self._changed.wait_for(lambda: self._writing == 0)
-
-
 def _store(blocks: list[da.Array], targets: list[Any]) -> None:
     import dask.array as da
 
-    gates = [_Gate(target) for target in targets]
-    try:
+    with gated(targets) as gates:
         da.store(blocks, gates, lock=False)
-    finally:
-        for gate in gates:
-            gate.shut()
 
 
 def _as_blocks(stack: xr.DataArray, path: Path) -> da.Array:

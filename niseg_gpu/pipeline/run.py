@@ -172,6 +172,7 @@ def store_blocks(
     """Compute every block once and write it wherever it is wanted."""
     import dask.array as da
 
+    from niseg_gpu.io.gate import gated
     from niseg_gpu.io.zarr import align_chunks, create_array
 
     backend, clock, kept = session.engine.backend, session.clock, session.pipeline.output.arrays
@@ -203,8 +204,8 @@ def store_blocks(
                 )
                 pairs.append((stack, HostTarget(array, backend=backend, clock=clock)))
         pairs.append((image, sums["image"]))  # last, so that the bar moves when a block is done with
-        with clock.timing(WALL, session.inputs.nbytes):
-            da.store([s.data for s, _ in pairs], [t for _, t in pairs], lock=False)
+        with clock.timing(WALL, session.inputs.nbytes), gated([t for _, t in pairs]) as targets:
+            da.store([s.data for s, _ in pairs], targets, lock=False)
     return table, sums
 
 
