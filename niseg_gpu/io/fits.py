@@ -105,7 +105,7 @@ def read_layout(path: Path) -> Layout:
 
 
 def _layout(hdu, path: Path) -> Layout:
-    header = hdu.header
+    header, blank = hdu.header, hdu.header.get("BLANK")
     shape = tuple(header[f"NAXIS{i}"] for i in range(header["NAXIS"], 0, -1))
     if 0 in shape:
         raise UserError(f"{path} holds an image without pixels {shape}; remove it or name the frames with a glob")
@@ -117,7 +117,8 @@ def _layout(hdu, path: Path) -> Layout:
         stored=DTYPES[header["BITPIX"]],
         scale=float(header.get("BSCALE", 1)),
         zero=float(header.get("BZERO", 0)),
-        blank=int(header["BLANK"]) if "BLANK" in header and header["BITPIX"] > 0 else None,
+        # Astropy leaves values alone where BLANK is 0 or no whole number, and a count of 0 is better kept, indeed
+        blank=blank if header["BITPIX"] > 0 and isinstance(blank, int) and blank != 0 else None,
     )
 
 
