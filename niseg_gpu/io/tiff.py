@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -117,8 +118,8 @@ def _read_pages(path: Path, *, alone: bool) -> list[dict[str, Any]]:
                     f"{path} holds a stack of {series.ndim} axes ({series.axes}, {series.shape}); allowed: 3; "
                     "save one of its stacks to a file of its own"
                 )
-            if series.ndim == 3 and len(series.pages) < len(series):
-                return _contiguous_pages(first, series.shape[0], path)  # ImageJ lists one page of a stack over 4 GB
+            if len(tiff.pages) == 1 and (count := _count_unlisted(tiff, series)) > 1:
+                return _contiguous_pages(first, count, path)
             return [first, *(_page_layout(page, kept, path) for page in tiff.pages[1:])]
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror or error}; check the path and its permissions") from None
@@ -164,6 +165,12 @@ def _check_chain(tiff: Any, path: Path) -> None:
     pointer = tiff.filehandle.read(tiff.tiff.offsetsize)
     if pointer.strip(b"\0") or len(pointer) < tiff.tiff.offsetsize:
         raise UserError(f"{path} is truncated: its list of pages breaks off after {count}; copy the file again")
+
+
+def _count_unlisted(tiff: Any, series: Any) -> int:
+    """Images of a file that lists one page: ImageJ lists no more of a stack over 4 GB."""
+    told = tiff.imagej_metadata or {}
+    return max(series.shape[0] if series.ndim == 3 else 1, math.prod(told.get(k, 1) for k in ("slices", "frames")))
 
 
 def _contiguous_pages(first: dict[str, Any], count: int, path: Path) -> list[dict[str, Any]]:
