@@ -25,7 +25,9 @@ def test_order_is_by_number_whatever_its_width(tmp_path):
 
 
 def test_summed_hidden_and_foreign_files_are_left_out(tmp_path):
-    touch(tmp_path, "a_00.fits", "a_01.fits", "a_SummedImg.fits", "._a_00.fits", ".b_1.tif", "a_Spectra.txt", "notes.md")
+    touch(
+        tmp_path, "a_00.fits", "a_01.fits", "a_SummedImg.fits", "._a_00.fits", ".b_1.tif", "a_Spectra.txt", "notes.md"
+    )
     assert names(tmp_path) == ["a_00.fits", "a_01.fits"]
     assert names(tmp_path / "*") == ["a_00.fits", "a_01.fits"]
 
@@ -74,11 +76,19 @@ def test_one_frame_without_a_number(tmp_path):
         ([], "", "holds no FITS or TIFF frame; name a folder"),
         (["a.txt"], "", "holds no FITS or TIFF frame"),
         (["a_1.fits"], "b*.fits", r"b\*\.fits matches no FITS or TIFF frame"),
-        (["a_0.fits", "a_1.fits", "a_3.fits", "a_4.fits"], "", r"missing: .*a_1\.fits is followed by a_3\.fits.* 1 else"),
+        (
+            ["a_0.fits", "a_1.fits", "a_3.fits", "a_4.fits"],
+            "",
+            r"missing: .*a_1\.fits is followed by a_3\.fits.* 1 else",
+        ),
         (["a_0.tif", "a_2.tif", "a_5.tif"], "", r"a_2\.tif is followed by a_5\.tif.*rise by 2"),
         (["a_1.fits", "a_01.fits"], "", "bear the same number"),
         (["a_1.fits", "a_01.fits"], "a*", "bear the same number"),
-        (["a_1.fits", "a_2.fits", "b_1.fits"], "", r"holds 2 series of frames: a_\*\.fits \(2\), b_\*\.fits \(1\); name"),
+        (
+            ["a_1.fits", "a_2.fits", "b_1.fits"],
+            "",
+            r"holds 2 series of frames: a_\*\.fits \(2\), b_\*\.fits \(1\); name",
+        ),
         (["a_1.fits", "a_2.fits", "a_1.tif"], "", r"2 series.*such as 'a_\*\.fits'"),
         ([f"{c}.tif" for c in "abcdefg"], "", "7 series.*and 3 more"),
     ],

@@ -69,7 +69,9 @@ def test_zero_that_turns_the_sign_keeps_integers(tmp_path, stored, zero, expecte
     assert frames[:, 1:, 1:2].ravel().tolist() == meant[4:5]
 
 
-@pytest.mark.parametrize(("stored", "expected"), [("u1", "f4"), (">i2", "f4"), (">i4", "f8"), (">f4", "f4"), (">f8", "f8")])
+@pytest.mark.parametrize(
+    ("stored", "expected"), [("u1", "f4"), (">i2", "f4"), (">i4", "f8"), (">f4", "f4"), (">f8", "f8")]
+)
 def test_scale_zero_and_blank(tmp_path, stored, expected):
     values = np.array([[[0, 1, 2], [3, 100, 120]]], stored)
     frames = RawFrames(**write(tmp_path, values), scale=0.5, zero=-3.25, blank=3)

@@ -37,7 +37,9 @@ def refuse(message, *args, **options):
 
 @pytest.mark.parametrize("newline", ["\r\n", "\n"])
 @pytest.mark.parametrize("divider", ["\t", " ", ",", ", ", "  \t"])
-@pytest.mark.parametrize("kinds", [("Spectra", "ShutterTimes", "ShutterCount"), ("SPECTRA", "shuttertimes", "sHuTTerCOUNT")])
+@pytest.mark.parametrize(
+    "kinds", [("Spectra", "ShutterTimes", "ShutterCount"), ("SPECTRA", "shuttertimes", "sHuTTerCOUNT")]
+)
 def test_all_three_files(run, newline, divider, kinds):
     for kind, lines in zip(kinds, (SPECTRA, TIMES, COUNTS), strict=True):
         frames = run(kind, [line.replace("\t", divider) for line in lines], newline=newline)
@@ -128,7 +130,7 @@ def test_a_binary_file_is_no_table(run, tmp_path):
         ("ShutterTimes", ["0\t0.005\t0.0003"], r"the window 0\.005 s to 0\.0053 s does not fit the time axis"),
         ("ShutterTimes", TIMES[:1] + TIMES[2:], r"its windows end at bin 2, the run has 7 bins"),
         ("ShutterTimes", [TIMES[0], "1\t0.0009\t0.0006", "2\t0\t0"], "the window 0.0022 s to 0.0028 s does not fit"),
-        ("ShutterTimes", ["0\t0.001"], "line 1 is '0.+0\.001'; allowed: 3 numbers"),
+        ("ShutterTimes", ["0\t0.001"], r"line 1 is '0.+0\.001'; allowed: 3 numbers"),
         ("ShutterCount", COUNTS[:1] + COUNTS[2:], r"lists 1 used shutters, the time axis has 2 windows"),
         ("ShutterCount", ["0\t1", "1\t2", "2\t3"], r"lists 3 used shutters, the time axis has 2 windows"),
         ("ShutterCount", ["0\tmany"], "line 1 is '0.+many'; allowed: 2 numbers"),
@@ -194,7 +196,9 @@ def test_part_of_a_measured_run(data_dir):
 
 
 def test_measured_run_whose_spectra_is_of_another(data_dir):
-    with pytest.raises(UserError, match=r"Image019_Spectra\.txt.*choose with tof: headers or tof: spectra|tof: headers"):
+    with pytest.raises(
+        UserError, match=r"Image019_Spectra\.txt.*choose with tof: headers or tof: spectra|tof: headers"
+    ):
         open_stack(data_dir / "tof_ibeatles")
     stack = open_stack(data_dir / "tof_ibeatles", tof="headers")
     headers = [fits.getheader(path) for path in stack.attrs["files"]]

@@ -63,7 +63,9 @@ def test_pages_and_folders_of_any_layout(tmp_path, options, reader):
         st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "f2"]),
         hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6),
     ),
-    options=st.sampled_from([{}, {"byteorder": ">"}, {"compression": "zlib"}, {"compression": "zlib", "byteorder": ">"}]),
+    options=st.sampled_from(
+        [{}, {"byteorder": ">"}, {"compression": "zlib"}, {"compression": "zlib", "byteorder": ">"}]
+    ),
     data=st.data(),
 )
 def test_any_type_and_slice(tmp_path, cube, options, data):

@@ -6,6 +6,7 @@ import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,11 +217,13 @@ def _whole_frames(array: LazyArray, block: int, chunks: tuple[int, ...]) -> da.A
         thick = max(1, thick // block) * block
     whole = normalize_chunks((min(thick, array.shape[0]), *array.shape[1:]), array.shape, dtype=array.dtype)
 
-    def read(block_info: Any = None) -> np.ndarray:
-        return array[tuple(slice(a, b) for a, b in block_info[None]["array-location"])]
-
     name = f"decode-{uuid.uuid4().hex}"  # never the old values of a file written anew
+    read = partial(_read_block, array)
     return da.map_blocks(read, chunks=whole, dtype=array.dtype, meta=_meta(array), name=name)
+
+
+def _read_block(array: LazyArray, block_info: Any = None) -> np.ndarray:
+    return array[tuple(slice(a, b) for a, b in block_info[None]["array-location"])]
 
 
 def _name_axes(source: Source, dims: Sequence[str] | None) -> tuple[tuple[str, ...], bool]:

@@ -50,7 +50,9 @@ class DecodedFrames:
             what = error.strerror or error
             raise UserError(f"can't read {path}: {what}; was it moved since the run began?") from None
         except ImportError as error:  # some decoders are looked for only when they are used
-            raise UserError(f"{path} needs imagecodecs ({error}); install it, or save the frames uncompressed") from None
+            raise UserError(
+                f"{path} needs imagecodecs ({error}); install it, or save the frames uncompressed"
+            ) from None
         except BROKEN as error:
             raise UserError(f"{path} can't be decoded ({error}); copy the file again") from None
 
