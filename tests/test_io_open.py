@@ -74,7 +74,7 @@ def write_run(folder, cube=CUBE, *, ending="fits", **options):
 )
 def test_only_what_is_asked_for_is_read(key, shape):
     array, stack = counted()
-    np.testing.assert_array_equal(stack.data[key].compute(), CUBE[key])
+    np.testing.assert_array_equal(stack.data[key].compute(), CUBE[key], strict=True)
     assert array.nbytes == np.prod(shape) * CUBE.itemsize
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -15,15 +16,17 @@ from niseg_gpu.io.source import Source
 
 CARD = 80  # bytes of one line of a header
 DTYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-COORDS = {b"TOF     ": "tof", b"TIMEBIN ": "tof_width"}
+COORDS = {"tof": b"TOF     =", "tof_width": b"TIMEBIN ="}
 # equal cards of these at equal places mean that the image lies and reads alike
-STRUCTURAL = {
-    f"{name:<8}".encode()
-    for name in (
-        *("SIMPLE", "XTENSION", "BITPIX", "NAXIS", *(f"NAXIS{i}" for i in range(1, 10)), "END"),
-        *("PCOUNT", "GCOUNT", "GROUPS", "ZIMAGE", "BSCALE", "BZERO", "BLANK"),
-    )
-}
+STRUCTURAL = np.array(
+    [
+        f"{name:<8}".encode()
+        for name in (
+            *("SIMPLE", "XTENSION", "BITPIX", "NAXIS", *(f"NAXIS{i}" for i in range(1, 10)), "END"),
+            *("PCOUNT", "GCOUNT", "GROUPS", "ZIMAGE", "BSCALE", "BZERO", "BLANK"),
+        )
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * np.dtype(self.stored).itemsize
+        return math.prod(self.shape) * np.dtype(self.stored).itemsize
 
     def describe(self) -> str:
         scaling = "" if (self.scale, self.zero) == (1, 0) else f", BSCALE {self.scale:g}, BZERO {self.zero:g}"
@@ -65,7 +68,7 @@ def open_fits(paths: list[Path]) -> Source:
         n, *frame = first.shape
         step = first.nbytes // n
         files, offsets = [str(paths[0])] * n, [first.offset + i * step for i in range(n)]
-        _check_size(paths[0], first, os.stat(paths[0]).st_size)
+        _check_size(paths[0], os.stat(paths[0]).st_size, first.offset + first.nbytes)
         coords: dict[str, np.ndarray] = {}
     elif len(first.shape) == 2:
         frame = first.shape
@@ -136,55 +139,66 @@ def _check_magic(path: Path) -> None:
         )
 
 
-def _check_size(path: Path, layout: Layout, size: int) -> None:
-    need = layout.offset + layout.nbytes
+def _check_size(path: Path, size: int, need: int) -> None:
     if size < need:
         raise UserError(f"{path} is truncated: {size} bytes, its header asks for {need}; copy the file again")
 
 
 def _verify(paths: list[Path], first: Layout) -> tuple[list[int], dict[str, np.ndarray]]:
     """Hold every header against the first: card by card where they are alike, with Astropy where they are not."""
-    offsets, structure = [], None
-    found: dict[str, list[float]] = {name: [] for name in COORDS.values()}
-    for path in paths:
-        layout = first
-        cards, size = _read_cards(path, first.offset)
-        if structure is None:
-            structure = cards[0]
-        elif cards[0] != structure:
-            layout = read_layout(path)
-            if replace(layout, offset=first.offset) != first:
-                raise UserError(
-                    f"{path} is {layout.describe()}, the first frame {paths[0].name} is {first.describe()}; "
-                    "all frames must be alike: remove it or name the frames with a glob"
-                )
-            cards, size = _read_cards(path, layout.offset)
-        _check_size(path, layout, size)
-        offsets.append(layout.offset)
-        for name, value in cards[1].items():
-            found[name].append(value)
-    return offsets, {name: np.array(values) for name, values in found.items() if len(values) == len(paths)}
+    offsets = [first.offset] * len(paths)
+    headers, sizes = map(list, zip(*(_read_header(path, first.offset) for path in paths), strict=True))
+    for i in np.flatnonzero(~_alike(headers)):
+        layout = read_layout(paths[i])
+        if replace(layout, offset=first.offset) != first:
+            raise UserError(
+                f"{paths[i]} is {layout.describe()}, the first frame {paths[0].name} is {first.describe()}; "
+                "all frames must be alike: remove it or name the frames with a glob"
+            )
+        offsets[i] = layout.offset
+        headers[i], sizes[i] = _read_header(paths[i], layout.offset)
+    nbytes = first.nbytes
+    for path, offset, size in zip(paths, offsets, sizes, strict=True):
+        _check_size(path, size, offset + nbytes)
+    coords = {}
+    for name, keyword in COORDS.items():
+        values = [_find_number(header, keyword) for header in headers]
+        if None not in values:
+            coords[name] = np.array(values)
+    return offsets, coords
 
 
-def _read_cards(path: Path, length: int) -> tuple[tuple[list[tuple[int, bytes]], dict[str, float]], int]:
-    """The structural cards with their places and the ToF (s) in the first `length` bytes, and the file's size."""
+def _read_header(path: Path, length: int) -> tuple[bytes, int]:
+    """The first `length` bytes of a file and its size."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
-            header, size = os.pread(handle, length, 0), os.fstat(handle).st_size
+            return os.pread(handle, length, 0), os.fstat(handle).st_size
         finally:
             os.close(handle)
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}; check the path and its permissions") from None
-    structure, values = [], {}
-    for i in range(0, len(header), CARD):
-        keyword = header[i : i + 8]
-        if keyword in STRUCTURAL:
-            structure.append((i, header[i : i + CARD]))
-        elif keyword in COORDS:
-            try:
-                text = header[i + 10 : i + CARD].partition(b"/")[0]
-                values[COORDS[keyword]] = float(text.upper().replace(b"D", b"E"))
-            except ValueError:
-                continue  # a text is no time: the run then has none in its headers
-    return (structure, values), size
+
+
+def _alike(headers: list[bytes]) -> np.ndarray:
+    """Which of N headers say of their image what the first says: (N,) bool."""
+    length = len(headers[0])
+    whole = np.array([len(header) == length for header in headers])
+    padded = b"".join(header.ljust(length) for header in headers)
+    cards = np.frombuffer(padded, f"S{CARD}").reshape(len(headers), -1)
+    structural = np.isin(np.frombuffer(padded, "S8").reshape(*cards.shape, -1)[..., 0], STRUCTURAL)
+    places = np.flatnonzero(structural[0])
+    return whole & (structural == structural[0]).all(1) & (cards[:, places] == cards[0, places]).all(1)
+
+
+def _find_number(header: bytes, keyword: bytes) -> float | None:
+    """The number of the last card with `keyword`, if there is one."""
+    at = header.rfind(keyword)
+    while at > 0 and at % CARD:  # it was in the text of another card
+        at = header.rfind(keyword, 0, at)
+    if at < 0:
+        return None
+    try:
+        return float(header[at + 10 : at + CARD].partition(b"/")[0].upper().replace(b"D", b"E"))
+    except ValueError:
+        return None

@@ -187,7 +187,7 @@ class _Indexed:
         for axis, part in zip(self.order, key, strict=True):
             inside[axis] = range(self.array.shape[axis])[part if isinstance(part, slice) else slice(part, part + 1)]
         values = self._read(inside).transpose(self.order)
-        return np.ascontiguousarray(values[tuple(slice(None) if isinstance(part, slice) else 0 for part in key)])
+        return np.asarray(values[tuple(slice(None) if isinstance(part, slice) else 0 for part in key)], order="C")
 
     def _read(self, ranges: list[range]) -> np.ndarray:
         first, *rest = ranges

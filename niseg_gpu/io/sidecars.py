@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def read_sidecars(
         A text file that can't be parsed, has another number of lines than there are frames, or
         contradicts the frames' headers.
     """
-    files = {kind: _find(frames, kind) for kind in KINDS}
+    texts = [name for name in os.listdir(frames[0].parent) if name.lower().endswith(".txt") and name[0] != "."]
+    files = {kind: _find(frames, texts, kind) for kind in KINDS}
     start, whole = _tof(files["spectra"], frames, header_tof, tof=tof, part=part)
     if start is None:
         return {}, {}
@@ -67,22 +69,17 @@ def read_sidecars(
     return {"tof": start, "tof_width": _widths(start, windows)}, attrs
 
 
-def _find(frames: list[Path], kind: str) -> Path | None:
+def _find(frames: list[Path], texts: list[str], kind: str) -> Path | None:
     """The file of this run: the only one, else the one whose name begins as the frames' do, the longest of them."""
     folder, ending = frames[0].parent, f"{kind}.txt"
-    found = sorted(
-        p
-        for p in folder.iterdir()
-        if p.name.lower().endswith(ending) and (p.name[: -len(ending)] or "_")[-1] == "_" and p.name[0] != "."
-    )
+    found = sorted(n for n in texts if n.lower().endswith(ending) and (n[: -len(ending)] or "_")[-1] == "_")
     if len(found) > 1:
-        prefixes = {p: p.name[: -len(ending)] for p in found}
-        named = [p for p in found if frames[0].name.startswith(prefixes[p])]
+        named = [name for name in found if frames[0].name.startswith(name[: -len(ending)])]
         if not named:
-            names = ", ".join(p.name for p in found)
-            raise UserError(f"{folder} holds {len(found)} {kind} files ({names}); keep the one of this run")
-        return max(named, key=lambda p: len(prefixes[p]))
-    return found[0] if found else None
+            listed = ", ".join(found)
+            raise UserError(f"{folder} holds {len(found)} {kind} files ({listed}); keep the one of this run")
+        found = [max(named, key=len)]
+    return folder / found[0] if found else None
 
 
 def _table(path: Path, *, columns: int) -> np.ndarray:
