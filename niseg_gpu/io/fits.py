@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,19 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.io.raw import RawFrames
 from niseg_gpu.io.source import Source
 
-BLOCK = 2880  # bytes; FITS headers and data come in multiples of it
+CARD = 80  # bytes of one line of a header
 DTYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-STRUCTURE = re.compile(rb"(?:BITPIX|NAXIS\d?|BSCALE|BZERO|XTENSION) *=[^/]{1,70}")
-END = b"END" + b" " * 77
-TOF = re.compile(rb"TOF     =\s*([-+.\dEeDd]+)")
-TIMEBIN = re.compile(rb"TIMEBIN =\s*([-+.\dEeDd]+)")
+COORDS = {"tof": b"TOF     =", "tof_width": b"TIMEBIN ="}
+# equal cards of these at equal places mean that the image lies and reads alike
+STRUCTURAL = np.array(
+    [
+        f"{name:<8}".encode()
+        for name in (
+            *("SIMPLE", "XTENSION", "BITPIX", "NAXIS", *(f"NAXIS{i}" for i in range(1, 10)), "END"),
+            *("PCOUNT", "GCOUNT", "GROUPS", "ZIMAGE", "BSCALE", "BZERO", "BLANK"),
+        )
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -30,25 +38,25 @@ class Layout:
     stored: str
     scale: float
     zero: float
+    blank: int | None
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * np.dtype(self.stored).itemsize
+        return math.prod(self.shape) * np.dtype(self.stored).itemsize
 
     def describe(self) -> str:
         scaling = "" if (self.scale, self.zero) == (1, 0) else f", BSCALE {self.scale:g}, BZERO {self.zero:g}"
-        return f"{'x'.join(map(str, self.shape))} {np.dtype(self.stored).newbyteorder('=')}{scaling}"
+        blank = "" if self.blank is None else f", BLANK {self.blank}"
+        return f"{'x'.join(map(str, self.shape))} {np.dtype(self.stored).newbyteorder('=')}{scaling}{blank}"
 
 
-def open_fits(paths: list[Path], *, unsigned: bool = False) -> Source:
-    """Open FITS frames (or one FITS cube) lazily.
+def open_fits(paths: list[Path]) -> Source:
+    """Open FITS frames (or one FITS cube) lazily; ``BSCALE``, ``BZERO`` and ``BLANK`` are applied as Astropy does.
 
     Parameters
     ----------
     paths : list of Path
-        One image each, all of the same size, type and scaling; or a single file with a 3-D image.
-    unsigned : bool
-        Read signed integers that wrapped as unsigned ones.
+        The first image of each is a frame, all of the same size, type and scaling; or a single file with a 3-D image.
 
     Raises
     ------
@@ -60,12 +68,12 @@ def open_fits(paths: list[Path], *, unsigned: bool = False) -> Source:
         n, *frame = first.shape
         step = first.nbytes // n
         files, offsets = [str(paths[0])] * n, [first.offset + i * step for i in range(n)]
-        _check_size(paths[0], first, os.stat(paths[0]).st_size)
-        headers: list[bytes] = []
+        _check_size(paths[0], os.stat(paths[0]).st_size, first.offset + first.nbytes)
+        coords: dict[str, np.ndarray] = {}
     elif len(first.shape) == 2:
         frame = first.shape
         files = [str(p) for p in paths]
-        offsets, headers = _verify(paths, first)
+        offsets, coords = _verify(paths, first)
     else:
         raise UserError(f"{paths[0]} holds a {len(first.shape)}-D image; allowed: 2-D frames, or one 3-D cube")
     array = RawFrames(
@@ -75,36 +83,46 @@ def open_fits(paths: list[Path], *, unsigned: bool = False) -> Source:
         stored=np.dtype(first.stored),
         scale=first.scale,
         zero=first.zero,
-        unsigned=unsigned,
+        blank=first.blank,
     )
-    coords = _header_tof(headers)
     return Source(array, tuple(files), block=(1, 1, frame[1]), coords=coords)
 
 
 def read_layout(path: Path) -> Layout:
-    """Parse one file's header with Astropy and say where its image lies."""
+    """Parse one file's headers with Astropy and say where its first image of two or more axes lies."""
     from astropy.io import fits
 
     _check_magic(path)
     try:
-        with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
-            for hdu in hdus:
-                if isinstance(hdu, fits.CompImageHDU):
-                    raise UserError(f"{path} is tile-compressed FITS; unpack it first (funpack)")
-                if hdu.is_image and hdu.header["NAXIS"] >= 2:
-                    h = hdu.header
-                    shape = tuple(h[f"NAXIS{i}"] for i in range(h["NAXIS"], 0, -1))
-                    scale, zero = float(h.get("BSCALE", 1)), float(h.get("BZERO", 0))
-                    return Layout(hdu.fileinfo()["datLoc"], _drop_ones(shape), DTYPES[h["BITPIX"]], scale, zero)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Astropy's, a truncated file is an error here, the rest is harmless
+            with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
+                for hdu in hdus:
+                    if isinstance(hdu, fits.CompImageHDU):
+                        raise UserError(f"{path} is tile-compressed FITS; unpack it first (funpack)")
+                    if hdu.is_image and hdu.header["NAXIS"] >= 2:
+                        return _layout(hdu, path)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: its FITS header can't be read ({error}); copy the file again") from None
     raise UserError(f"{path} holds no image; name the frames with a glob that leaves it out")
 
 
-def _drop_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _layout(hdu, path: Path) -> Layout:
+    header, blank = hdu.header, hdu.header.get("BLANK")
+    shape = tuple(header[f"NAXIS{i}"] for i in range(header["NAXIS"], 0, -1))
+    if 0 in shape:
+        raise UserError(f"{path} holds an image without pixels {shape}; remove it or name the frames with a glob")
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
-    return shape
+    return Layout(
+        offset=hdu.fileinfo()["datLoc"],
+        shape=shape,
+        stored=DTYPES[header["BITPIX"]],
+        scale=float(header.get("BSCALE", 1)),
+        zero=float(header.get("BZERO", 0)),
+        # Astropy leaves values alone where BLANK is 0 or no whole number, and a count of 0 is better kept, indeed
+        blank=blank if header["BITPIX"] > 0 and isinstance(blank, int) and blank != 0 else None,
+    )
 
 
 def _check_magic(path: Path) -> None:
@@ -112,7 +130,7 @@ def _check_magic(path: Path) -> None:
         with open(path, "rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
+        raise UserError(f"can't read {path}: {error.strerror}; check the path and its permissions") from None
     if not start:
         raise UserError(f"{path} is empty (0 bytes); copy the file again or remove it")
     if not start.startswith(b"SIMPLE  ="):
@@ -121,47 +139,66 @@ def _check_magic(path: Path) -> None:
         )
 
 
-def _check_size(path: Path, layout: Layout, size: int) -> None:
-    need = layout.offset + layout.nbytes
+def _check_size(path: Path, size: int, need: int) -> None:
     if size < need:
         raise UserError(f"{path} is truncated: {size} bytes, its header asks for {need}; copy the file again")
 
 
-def _verify(paths: list[Path], first: Layout) -> tuple[list[int], list[bytes]]:
-    """Hold every header against the first: byte by byte where it is alike, with Astropy where it is not."""
-    offsets, headers, structure, end = [], [], None, -1
-    for path in paths:
-        try:
-            with open(path, "rb", buffering=0) as file:
-                header, size = file.read(first.offset), os.fstat(file.fileno()).st_size
-        except OSError as error:
-            raise UserError(f"can't read {path}: {error.strerror}") from None
-        if structure is None:
-            structure, end = STRUCTURE.findall(header), header.find(END)
-        layout = first
-        if STRUCTURE.findall(header) != structure or header.find(END) != end:
-            layout = read_layout(path)
-            if (layout.shape, layout.stored, layout.scale, layout.zero) != (
-                first.shape,
-                first.stored,
-                first.scale,
-                first.zero,
-            ):
-                raise UserError(
-                    f"{path} is {layout.describe()}, the first frame {paths[0].name} is {first.describe()}; "
-                    "all frames must be alike: remove it or name the frames with a glob"
-                )
-        _check_size(path, layout, size)
-        offsets.append(layout.offset)
-        headers.append(header)
-    return offsets, headers
-
-
-def _header_tof(headers: list[bytes]) -> dict[str, np.ndarray]:
-    """ToF (s) and bin width (s) from the frames' own headers, where every frame has them."""
+def _verify(paths: list[Path], first: Layout) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Hold every header against the first: card by card where they are alike, with Astropy where they are not."""
+    offsets = [first.offset] * len(paths)
+    headers, sizes = map(list, zip(*(_read_header(path, first.offset) for path in paths), strict=True))
+    for i in np.flatnonzero(~_alike(headers)):
+        layout = read_layout(paths[i])
+        if replace(layout, offset=first.offset) != first:
+            raise UserError(
+                f"{paths[i]} is {layout.describe()}, the first frame {paths[0].name} is {first.describe()}; "
+                "all frames must be alike: remove it or name the frames with a glob"
+            )
+        offsets[i] = layout.offset
+        headers[i], sizes[i] = _read_header(paths[i], layout.offset)
+    nbytes = first.nbytes
+    for path, offset, size in zip(paths, offsets, sizes, strict=True):
+        _check_size(path, size, offset + nbytes)
     coords = {}
-    for name, pattern in (("tof", TOF), ("tof_width", TIMEBIN)):
-        found = [pattern.search(h) for h in headers]
-        if found and all(found):
-            coords[name] = np.array([float(m[1].replace(b"D", b"E")) for m in found])
-    return coords
+    for name, keyword in COORDS.items():
+        values = [_find_number(header, keyword) for header in headers]
+        if None not in values:
+            coords[name] = np.array(values)
+    return offsets, coords
+
+
+def _read_header(path: Path, length: int) -> tuple[bytes, int]:
+    """The first `length` bytes of a file and its size."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(handle, length, 0), os.fstat(handle).st_size
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}; check the path and its permissions") from None
+
+
+def _alike(headers: list[bytes]) -> np.ndarray:
+    """Which of N headers say of their image what the first says: (N,) bool."""
+    length = len(headers[0])
+    whole = np.array([len(header) == length for header in headers])
+    padded = b"".join(header.ljust(length) for header in headers)
+    cards = np.frombuffer(padded, f"S{CARD}").reshape(len(headers), -1)
+    structural = np.isin(np.frombuffer(padded, "S8").reshape(*cards.shape, -1)[..., 0], STRUCTURAL)
+    places = np.flatnonzero(structural[0])
+    return whole & (structural == structural[0]).all(1) & (cards[:, places] == cards[0, places]).all(1)
+
+
+def _find_number(header: bytes, keyword: bytes) -> float | None:
+    """The number of the last card with `keyword`, if there is one."""
+    at = header.rfind(keyword)
+    while at > 0 and at % CARD:  # it was in the text of another card
+        at = header.rfind(keyword, 0, at)
+    if at < 0:
+        return None
+    try:
+        return float(header[at + 10 : at + CARD].partition(b"/")[0].upper().replace(b"D", b"E"))
+    except ValueError:
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -16,69 +17,79 @@ log = logging.getLogger(__name__)
 
 
 def list_frames(path: str | Path) -> list[Path]:
-    """Return the frames of a folder or glob, ordered by the last number in their names.
+    """Return the frames of a folder or glob, ordered by the number in their names; a file's path comes back alone.
 
-    Summed images (``*SummedImg*``) and hidden files are left out. A folder that holds both FITS and TIFF,
-    several series, or a series with missing numbers is refused with what to name instead.
+    The number is the last one in the names that is not the same in all of them. Summed images (``*SummedImg*``),
+    hidden files and what is neither FITS nor TIFF are left out. A folder that holds both FITS and TIFF, several
+    series, a number twice, or (but not for a glob) a series with missing numbers is refused.
 
     Raises
     ------
     UserError
-        No frame, or more than one reading of what the frames are.
+        No frame, or more than one reading of what the frames are; it says what to name instead.
     """
     path = Path(path)
+    if path.is_file():
+        return [path]
     whole_folder = path.is_dir()
-    if whole_folder:
-        found = [p for p in path.iterdir() if p.suffix.lower() in FITS + TIFF and not p.name.startswith(".")]
-    else:
-        found = [Path(p) for p in glob.glob(str(path))]
-    frames = [p for p in found if "summed" not in p.name.lower()]
+    found = _in_folder(path) if whole_folder else glob.glob(str(path))
+    found = [p for p in found if p.lower().endswith(FITS + TIFF)]
+    frames = [p for p in found if "summed" not in os.path.basename(p).lower()]
     if len(frames) < len(found):
         log.info("left out %d summed image(s) of %s", len(found) - len(frames), path)
     if not frames:
-        what = "holds no FITS or TIFF frame" if whole_folder else "matches no file"
-        raise UserError(f"{path} {what}; name a folder, file or glob of .fits or .tif frames")
-    _refuse_mixture(frames, path)
-    frames.sort(key=lambda p: (_number(p), p.name))
-    if whole_folder:
-        _refuse_gaps(frames)
-    return frames
+        what = "holds" if whole_folder else "matches"
+        but = ", only summed images" if found else ""
+        raise UserError(f"{path} {what} no FITS or TIFF frame{but}; name a folder, file or glob of such frames")
+    ordered = _order([re.split(r"(\d+)", os.path.basename(p)) for p in frames], path)
+    frames, numbers = [frames[i] for i, _ in ordered], [number for _, number in ordered]
+    _refuse_gaps(frames, numbers, gaps_too=whole_folder)
+    return [Path(p) for p in frames]
 
 
-def _series(path: Path) -> str:
-    """The name without its last number: what the frames of one run share."""
-    return re.sub(r"\d+(?=\D*$)", "*", path.name)
+def _in_folder(path: Path) -> list[str]:
+    try:
+        return [os.path.join(path, name) for name in os.listdir(path) if not name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"can't list {path}: {error.strerror}; ask its owner for read permission") from None
 
 
-def _number(path: Path) -> int:
-    digits = re.findall(r"\d+", path.stem)
-    return int(digits[-1]) if digits else -1
-
-
-def _refuse_mixture(frames: list[Path], path: Path) -> None:
+def _order(names: list[list[str]], path: Path) -> list[tuple[int, int]]:
+    """Position and number of each name (cut into text, digits, text, …), ordered by the number."""
+    place = _counting_place(names)
     series: dict[str, int] = {}
-    for frame in frames:
-        series[_series(frame)] = series.get(_series(frame), 0) + 1
+    numbers = []
+    for parts in names:
+        counted = len(parts) > 1
+        name = "".join([*parts[:place], "*", *parts[place + 1 :]]) if counted else parts[0]
+        series[name] = series.get(name, 0) + 1
+        numbers.append(int(parts[place]) if counted else -1)
     if len(series) > 1:
         listed = ", ".join(f"{name} ({n})" for name, n in sorted(series.items(), key=lambda item: -item[1])[:4])
         more = "" if len(series) <= 4 else f" and {len(series) - 4} more"
         best = max(series, key=series.__getitem__)
         raise UserError(f"{path} holds {len(series)} series of frames: {listed}{more}; name one, such as {best!r}")
+    return sorted(enumerate(numbers), key=lambda item: item[1])
 
 
-def _refuse_gaps(frames: list[Path]) -> None:
-    numbers = [_number(p) for p in frames]
+def _counting_place(names: list[list[str]]) -> int:
+    """Where, from the end, the number stands that differs among the names: not the 16 of ``run_0007_16bit.tif``."""
+    if len({len(parts) for parts in names}) == 1:
+        for place in range(-2, -len(names[0]), -2):
+            if len({parts[place] for parts in names}) > 1:
+                return place
+    return -2
+
+
+def _refuse_gaps(frames: list[str], numbers: list[int], *, gaps_too: bool) -> None:
     steps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
-    if not steps:
-        return
-    usual = min(steps)
-    if usual == 0:
+    if 0 in steps:
         twice = steps.index(0)
-        raise UserError(f"{frames[twice]} and {frames[twice + 1].name} bear the same number; remove one of them")
-    for i, step in enumerate(steps):
+        raise UserError(f"{frames[twice]} and {frames[twice + 1]} bear the same number; remove one of them")
+    usual = min(steps, default=0)
+    for i, step in enumerate(steps if gaps_too else []):
         if step != usual:
-            missing = step // usual - 1
             raise UserError(
-                f"{missing} frame(s) are missing after {frames[i]} (next is {frames[i + 1].name}); copy them again, "
-                "or name the frames to read with a glob"
+                f"frames are missing: {frames[i]} is followed by {os.path.basename(frames[i + 1])}, where the numbers "
+                f"rise by {usual} elsewhere; copy them again, or name the frames to read with a glob"
             )

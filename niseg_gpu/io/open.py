@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import math
+import uuid
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +23,7 @@ if TYPE_CHECKING:
 AXES = ("tof", "angle", "z", "y", "x")
 HDF5 = (".h5", ".hdf5", ".hdf", ".nxs", ".nx5")
 CHUNK_BYTES = 64 * 2**20
-
-log = logging.getLogger(__name__)
+MAX_DECODED = 32  # compressed frames in one task: few, for a slice of one decodes them all
 
 
 def open_stack(
@@ -47,12 +49,14 @@ def open_stack(
     tof : {"auto", "spectra", "headers"}
         Whose ToF to believe: the ``Spectra`` file's or the FITS headers'.
     chunks : tuple of int, optional
-        Dask chunk shape in the order of the result; about 64 MiB of whole frames by default.
+        Dask chunk shape in the order of the result; about 64 MiB of whole frames by default. Compressed frames are
+        always read whole, 32 at most at a time.
 
     Returns
     -------
     xarray.DataArray
-        Dims such as ``("tof", "y", "x")``, in the dtype of the file (native byte order); coordinates ``tof``
+        Dims such as ``("tof", "y", "x")``, ``angle`` for frames without a time, ``z`` for pages that have no name,
+        none for a lone frame; in the dtype of the file (native byte order); coordinates ``tof``
         and ``tof_width`` in s where known; attributes ``quantity``, ``files``, ``shutter_counts``,
         ``shutter_windows`` where known.
 
@@ -73,16 +77,20 @@ def open_source(path: str | Path, *, unsigned: bool = False, tof: str = "auto") 
     if suffix == ".zarr":
         from niseg_gpu.io.zarr import open_zarr
 
-        return open_zarr(file, inner)
-    if suffix in (".npy", ".npz"):
+        source = open_zarr(file, inner)
+    elif suffix in (".npy", ".npz"):
         from niseg_gpu.io.npy import open_npy
 
-        return _as_unsigned(open_npy(Path(path)), unsigned=unsigned)
-    if suffix in HDF5:
+        source = open_npy(Path(path))
+    elif suffix in HDF5:
         from niseg_gpu.io.hdf5 import open_hdf5
 
-        return _as_unsigned(open_hdf5(file, inner), unsigned=unsigned)
-    return _open_frames(Path(path), unsigned=unsigned, tof=tof)
+        source = open_hdf5(file, inner)
+    else:
+        source = _open_frames(Path(path), tof=tof)
+    if unsigned and np.dtype(source.array.dtype).kind == "i":
+        return replace(source, array=_Reinterpreted(source.array))
+    return source
 
 
 def split_inner(path: str | Path) -> tuple[Path, str | None]:
@@ -95,7 +103,7 @@ def split_inner(path: str | Path) -> tuple[Path, str | None]:
     return Path(text), None
 
 
-def _open_frames(path: Path, *, unsigned: bool, tof: str) -> Source:
+def _open_frames(path: Path, *, tof: str) -> Source:
     if not path.exists() and not any(c in str(path) for c in "*?["):
         raise UserError(f"{path} does not exist; name a folder, file or glob of frames, or a .npy, .h5 or .zarr file")
     frames = list_frames(path)
@@ -107,36 +115,29 @@ def _open_frames(path: Path, *, unsigned: bool, tof: str) -> Source:
     else:
         allowed = (*FITS, *TIFF, ".npy", ".npz", *HDF5, ".zarr")
         raise UserError(f"{frames[0]}: unknown format {kind!r}{suggest(kind, allowed)}")
-    source = open_kind(frames, unsigned=unsigned)
-    if source.dims is not None or len(source.files) != len(frames):  # it told itself what it is
-        return source
+    source = open_kind(frames)
+    if len(frames) == 1:  # an image, or a stack that told itself what it is
+        return source if source.dims or len(source.files) > 1 else replace(source, coords={})
     from niseg_gpu.io.sidecars import read_sidecars
 
-    coords, attrs = read_sidecars(frames, source.coords.get("tof"), tof=tof)
-    if not coords or (len(frames) == 1 and "shutter_windows" not in attrs):
-        dims = ("angle", "y", "x") if len(frames) > 1 else None
-        return Source(source.array, source.files, dims, source.block)
+    coords, attrs = read_sidecars(frames, source.coords.get("tof"), tof=tof, part=not path.is_dir())
+    if not coords:
+        return replace(source, dims=("angle", "y", "x"), coords={}, attrs={})
     header_width = source.coords.get("tof_width")
-    if header_width is not None and len(header_width) == len(coords["tof"]):
+    if header_width is not None and tof != "spectra" and np.all(header_width > 0):
         coords["tof_width"] = header_width
-    return Source(source.array, source.files, ("tof", "y", "x"), source.block, coords, attrs)
+    return replace(source, dims=("tof", "y", "x"), coords=coords, attrs=attrs)
 
 
 class _Reinterpreted:
     """Signed integers read as unsigned ones of the same width."""
 
-    def __init__(self, array) -> None:
+    def __init__(self, array: LazyArray) -> None:
         self.array, self.shape, self.ndim = array, array.shape, len(array.shape)
         self.dtype = np.dtype(f"u{array.dtype.itemsize}")
 
-    def __getitem__(self, key) -> np.ndarray:
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
         return np.asarray(self.array[key]).view(self.dtype)
-
-
-def _as_unsigned(source: Source, *, unsigned: bool) -> Source:
-    if not unsigned or np.dtype(source.array.dtype).kind != "i":
-        return source
-    return Source(_Reinterpreted(source.array), source.files, source.dims, source.block, source.coords, source.attrs)
 
 
 def as_stack(
@@ -148,19 +149,20 @@ def as_stack(
 
     dims, single = _name_axes(source, dims)
     order = sorted(range(len(dims)), key=lambda i: AXES.index(dims[i]))
-    shape = source.array.shape
+    array = _Indexed(source.array, order)
     if chunks is None:
-        chunks = tuple(_default_chunks([shape[i] for i in order], source.array.dtype.itemsize))
-    array = source.array if order == sorted(order) else _Reordered(source.array, order)
-    if len(source.block) == len(shape) and source.block[-2] == shape[-2] and source.block[-2] > 1:
-        data = _whole_frames(array, chunks)
+        chunks = tuple(_default_chunks(array.shape, array.dtype.itemsize))
+    if len(chunks) != array.ndim:
+        raise UserError(f"chunks is {chunks}; needed: one length for each of {array.ndim} axes")
+    block = [source.block[i] for i in order] if len(source.block) == len(order) else [1] * len(order)
+    if block[-2] == array.shape[-2] > 1:
+        data = _whole_frames(array, block[0], chunks)
     else:
         data = da.from_array(array, chunks=chunks, name=False, lock=False, meta=_meta(array))
     names = tuple(dims[i] for i in order)
-    files = list(source.files)
     if single:
         data, names = data[0], names[1:]
-    attrs = {"quantity": "counts", **source.attrs, "files": files}
+    attrs = {"quantity": "counts", **source.attrs, "files": list(source.files)}
     stack = xr.DataArray(data, dims=names, name="image", attrs=attrs)
     for name, values in source.coords.items():
         axis = "angle" if name == "angle" else "tof"
@@ -170,36 +172,58 @@ def as_stack(
     return stack
 
 
-class _Reordered:
-    """A lazy array with its axes in another order; what is asked for is read, and only that."""
+class _Indexed:
+    """A lazy array with its axes in another order, for all that Dask asks for: slices, steps and whole numbers.
 
-    def __init__(self, array: LazyArray, order: list[int]) -> None:
-        self.array, self.order, self.ndim = array, order, len(order)
-        self.shape, self.dtype = tuple(array.shape[i] for i in order), array.dtype
+    What is asked for is read, and no other frame.
+    """
 
-    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
-        inside: list[slice] = [slice(None)] * self.ndim
-        for i, part in zip(self.order, key, strict=False):
-            inside[i] = part
-        return np.ascontiguousarray(np.asarray(self.array[tuple(inside)]).transpose(self.order))
+    def __init__(self, array: LazyArray, order: Sequence[int]) -> None:
+        self.array, self.order, self.ndim = array, tuple(order), len(order)
+        self.shape, self.dtype = tuple(array.shape[i] for i in order), np.dtype(array.dtype)
+
+    def __getitem__(self, key: tuple[slice | int, ...]) -> np.ndarray:
+        inside = [range(0)] * self.ndim
+        for axis, part in zip(self.order, key, strict=True):
+            inside[axis] = range(self.array.shape[axis])[part if isinstance(part, slice) else slice(part, part + 1)]
+        values = self._read(inside).transpose(self.order)
+        return np.asarray(values[tuple(slice(None) if isinstance(part, slice) else 0 for part in key)], order="C")
+
+    def _read(self, ranges: list[range]) -> np.ndarray:
+        first, *rest = ranges
+        if first.step != 1 and len(first) > 1:
+            return np.concatenate([self._read([range(i, i + 1), *rest]) for i in first])
+        lows = [min(r, default=0) for r in ranges]
+        values = self.array[tuple(slice(low, max(r, default=-1) + 1) for low, r in zip(lows, ranges, strict=True))]
+        return np.asarray(values)[tuple(slice(None, None, r.step) for r in ranges)]
 
 
 def _meta(array: LazyArray) -> np.ndarray:
     return np.empty((0,) * len(array.shape), array.dtype)
 
 
-def _whole_frames(array: LazyArray, chunks: tuple[int, ...]) -> da.Array:
-    """Frames that must be decoded whole: one task a group of frames, so that slicing never decodes one twice."""
+def _whole_frames(array: LazyArray, block: int, chunks: tuple[int, ...]) -> da.Array:
+    """Frames that must be decoded whole: one task a group of frames, so that slicing never decodes one twice.
+
+    `block` frames are decoded in one go, so no group ends within a block.
+    """
     import dask.array as da
     from dask.array.core import normalize_chunks
 
-    thick = chunks[0] if 0 < chunks[0] < 32 else 32
+    thick = array.shape[0]
+    if array.ndim > 2:
+        fitting = CHUNK_BYTES // (math.prod(array.shape[1:]) * array.dtype.itemsize)
+        thick = min(thick, MAX_DECODED, fitting, chunks[0] if chunks[0] > 0 else thick)
+        thick = max(1, thick // block) * block
     whole = normalize_chunks((min(thick, array.shape[0]), *array.shape[1:]), array.shape, dtype=array.dtype)
 
-    def read(block_info: Any = None) -> np.ndarray:
-        return array[tuple(slice(a, b) for a, b in block_info[None]["array-location"])]
+    name = f"decode-{uuid.uuid4().hex}"  # never the old values of a file written anew
+    read = partial(_read_block, array)
+    return da.map_blocks(read, chunks=whole, dtype=array.dtype, meta=_meta(array), name=name)
 
-    return da.map_blocks(read, chunks=whole, dtype=array.dtype, meta=_meta(array))
+
+def _read_block(array: LazyArray, block_info: Any = None) -> np.ndarray:
+    return array[tuple(slice(a, b) for a, b in block_info[None]["array-location"])]
 
 
 def _name_axes(source: Source, dims: Sequence[str] | None) -> tuple[tuple[str, ...], bool]:
@@ -227,7 +251,7 @@ def _name_axes(source: Source, dims: Sequence[str] | None) -> tuple[tuple[str, .
     raise UserError(f"{where} has {ndim} axes {source.array.shape}; allowed: 2 or 3")
 
 
-def _default_chunks(shape: list[int], itemsize: int) -> list[int]:
+def _default_chunks(shape: Sequence[int], itemsize: int) -> list[int]:
     if len(shape) < 3:
         return list(shape)
     frame = int(np.prod(shape[1:])) * itemsize

@@ -27,8 +27,14 @@ class RawFrames:
         As the values lie in the file, byte order included.
     scale, zero : float
         Physical value = stored * scale + zero (FITS ``BSCALE`` and ``BZERO``).
-    unsigned : bool
-        Signed integers that wrapped are read as the unsigned ones the detector meant.
+    blank : int, optional
+        The stored integer that means no value (FITS ``BLANK``); it becomes NaN.
+
+    Notes
+    -----
+    ``dtype`` is that of the file, native, where nothing is to be scaled. A `zero` that only turns signed integers into
+    unsigned ones (or the other way round, for 8 bit) keeps integers and has no blanks. All else becomes float32, or
+    float64 where float32 would lose digits of the stored type. All of it is Astropy's reading of the FITS standard.
     """
 
     def __init__(
@@ -40,7 +46,7 @@ class RawFrames:
         stored: np.dtype,
         scale: float = 1.0,
         zero: float = 0.0,
-        unsigned: bool = False,
+        blank: int | None = None,
     ) -> None:
         self.paths = tuple(map(str, paths))
         self.offsets = tuple(offsets)
@@ -48,18 +54,17 @@ class RawFrames:
         self.shape = (len(self.paths), *frame_shape)
         self.ndim = 3
         native = self.stored.newbyteorder("=")
-        half = 2.0 ** (8 * native.itemsize - 1)
-        self._wrap = native.kind == "i" and scale == 1 and zero == half
-        self._scale = None if self._wrap or (scale, zero) == (1, 0) else (np.float32(scale), np.float32(zero))
-        if self._wrap or (unsigned and native.kind == "i" and self._scale is None):
-            self.dtype = np.dtype(f"u{native.itemsize}")
-        elif self._scale is not None or native == np.float64:
-            self.dtype = np.dtype(np.float32)
+        self._scale, self._blank = (float(scale), float(zero)), blank if native.kind in "iu" else None
+        self._flip = _flipped(native, scale=scale, zero=zero)
+        if self._flip is not None:
+            self.dtype = self._flip
+        elif self._scale != (1, 0) or self._blank is not None:
+            self.dtype = np.result_type(native, np.float32)
         else:
             self.dtype = native
 
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
-        frames, rows, columns = (range(n)[k] for n, k in zip(self.shape, _full(key), strict=True))
+        frames, rows, columns = (range(n)[k] for n, k in zip(self.shape, key, strict=True))
         out = np.empty((len(frames), len(rows), len(columns)), self.dtype)
         if not out.size:
             return out
@@ -74,40 +79,37 @@ class RawFrames:
                         os.close(handle)
                         handle = -1
                     handle, opened = _open(self.paths[frame]), self.paths[frame]
-                self._fill(scratch, handle, self.offsets[frame] + skip, opened)
+                _fill(scratch, handle, self.offsets[frame] + skip, opened)
                 self._decode(scratch[:, columns.start : columns.stop], target)
         finally:
             if handle >= 0:
                 os.close(handle)
         return out
 
-    @staticmethod
-    def _fill(scratch: np.ndarray, handle: int, offset: int, path: str) -> None:
-        view, got = memoryview(scratch).cast("B"), 0
-        while got < scratch.nbytes:
-            n = os.preadv(handle, [view[got:]], offset + got)
-            if n == 0:
-                raise UserError(
-                    f"{path} is truncated: its frame ends at byte {offset + scratch.nbytes}, the file at byte "
-                    f"{offset + got}; copy the file again"
-                )
-            got += n
-
     def _decode(self, stored: np.ndarray, target: np.ndarray) -> None:
-        if self._scale is not None:
-            np.multiply(stored, self._scale[0], out=target, casting="unsafe")
-            target += self._scale[1]
-        elif self._wrap or self.dtype.kind != stored.dtype.kind:
-            np.copyto(target.view(stored.dtype.newbyteorder("=")), stored)
-            if self._wrap:
-                target ^= self.dtype.type(1 << (8 * self.dtype.itemsize - 1))
-        else:
-            np.copyto(target, stored, casting="unsafe")
+        if self._flip is not None:
+            bits = target.view(f"u{target.itemsize}")
+            np.copyto(bits, stored.view(stored.dtype.str.replace("i", "u")))
+            bits ^= bits.dtype.type(1 << (8 * target.itemsize - 1))
+            return
+        np.copyto(target, stored)
+        scale, zero = self._scale
+        if scale != 1:
+            target *= scale
+        if zero != 0:
+            target += zero
+        if self._blank is not None:
+            target[stored == self._blank] = np.nan
 
 
-def _full(key: tuple[slice, ...]) -> tuple[slice, ...]:
-    key = key if isinstance(key, tuple) else (key,)
-    return (*key, *[slice(None)] * (3 - len(key)))
+def _flipped(native: np.dtype, *, scale: float, zero: float) -> np.dtype | None:
+    """The integers that `zero` makes of others of the same size by turning over their highest bit, else None."""
+    half = 2 ** (8 * native.itemsize - 1)
+    if scale == 1 and native.kind == "i" and zero == half:
+        return np.dtype(f"u{native.itemsize}")
+    if scale == 1 and native == np.uint8 and zero == -half:
+        return np.dtype(np.int8)
+    return None
 
 
 def _open(path: str) -> int:
@@ -115,3 +117,18 @@ def _open(path: str) -> int:
         return os.open(path, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}; was it moved since the run began?") from None
+
+
+def _fill(scratch: np.ndarray, handle: int, offset: int, path: str) -> None:
+    view, got = memoryview(scratch.view(np.uint8)).cast("B"), 0
+    while got < scratch.nbytes:
+        try:
+            n = os.preadv(handle, [view[got:]], offset + got)
+        except OSError as error:
+            raise UserError(f"can't read {path}: {error.strerror}; check the disk and copy the file again") from None
+        if n == 0:
+            raise UserError(
+                f"{path} is truncated: its frame ends at byte {offset + scratch.nbytes}, the file at byte "
+                f"{offset + got}; copy the file again"
+            )
+        got += n

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from niseg_gpu.errors import UserError
 KINDS = ("spectra", "shuttercount", "shuttertimes")
 
 
-def read_sidecars(frames: list[Path], header_tof: np.ndarray | None, *, tof: str = "auto") -> tuple[dict, dict]:
+def read_sidecars(
+    frames: list[Path], header_tof: np.ndarray | None, *, tof: str = "auto", part: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the coordinates and attributes that the text files beside the frames give.
 
     Parameters
@@ -23,6 +27,8 @@ def read_sidecars(frames: list[Path], header_tof: np.ndarray | None, *, tof: str
         ToF in s of each frame as its own header tells it.
     tof : {"auto", "spectra", "headers"}
         Whose ToF to believe. ``auto`` asks the user where the two differ.
+    part : bool
+        The frames may be fewer than the run has: the time is then their headers', and the shutters stay unknown.
 
     Returns
     -------
@@ -38,19 +44,19 @@ def read_sidecars(frames: list[Path], header_tof: np.ndarray | None, *, tof: str
         A text file that can't be parsed, has another number of lines than there are frames, or
         contradicts the frames' headers.
     """
-    files = {kind: _find(frames, kind) for kind in KINDS}
-    start, whole = _tof(files["spectra"], frames, header_tof, tof)
+    texts = [name for name in os.listdir(frames[0].parent) if name.lower().endswith(".txt") and name[0] != "."]
+    files = {kind: _find(frames, texts, kind) for kind in KINDS}
+    start, whole = _tof(files["spectra"], frames, header_tof, tof=tof, part=part)
     if start is None:
         return {}, {}
-    attrs: dict[str, Any] = {}
-    windows = None
     if not whole:  # the shutter files tell of the whole run; a part of it has lost the counts before it
-        files["shuttertimes"] = files["shuttercount"] = None
+        return {"tof": start, "tof_width": _widths(start, _windows_from_gaps(start))}, {}
+    windows = None
     if files["shuttertimes"] is not None:
         windows = _windows_from_times(files["shuttertimes"], start)
     if windows is None:
         windows = _windows_from_gaps(start)
-    attrs["shutter_windows"] = [[int(a), int(b)] for a, b in windows]
+    attrs: dict[str, Any] = {"shutter_windows": [[int(a), int(b)] for a, b in windows]}
     if files["shuttercount"] is not None:
         counts = _used(_table(files["shuttercount"], columns=2)[:, 1])
         if len(counts) != len(windows):
@@ -63,28 +69,45 @@ def read_sidecars(frames: list[Path], header_tof: np.ndarray | None, *, tof: str
     return {"tof": start, "tof_width": _widths(start, windows)}, attrs
 
 
-def _find(frames: list[Path], kind: str) -> Path | None:
-    folder = frames[0].parent
-    found = sorted(
-        p for p in folder.iterdir() if p.name.lower().endswith(f"_{kind}.txt") or p.name.lower() == f"{kind}.txt"
-    )
+def _find(frames: list[Path], texts: list[str], kind: str) -> Path | None:
+    """The file of this run: the only one, else the one whose name begins as the frames' do, the longest of them."""
+    folder, ending = frames[0].parent, f"{kind}.txt"
+    found = sorted(n for n in texts if n.lower().endswith(ending) and (n[: -len(ending)] or "_")[-1] == "_")
     if len(found) > 1:
-        found = [p for p in found if frames[0].name.startswith(p.name[: -len(f"_{kind}.txt")])] or found
-    if len(found) > 1:
-        names = ", ".join(p.name for p in found)
-        raise UserError(f"{folder} holds {len(found)} {kind} files ({names}); keep the one of this run")
-    return found[0] if found else None
+        named = [name for name in found if frames[0].name.startswith(name[: -len(ending)])]
+        if not named:
+            listed = ", ".join(found)
+            raise UserError(f"{folder} holds {len(found)} {kind} files ({listed}); keep the one of this run")
+        found = [max(named, key=len)]
+    return folder / found[0] if found else None
 
 
 def _table(path: Path, *, columns: int) -> np.ndarray:
+    """The first `columns` of a text file; tabs, spaces or commas between them, words allowed in the first line only."""
     try:
-        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        table = np.array([[float(v.rstrip(",")) for v in row[:columns]] for row in rows])
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} can't be read as numbers ({error}); allowed: {columns} columns a line") from None
-    if table.ndim != 2 or table.shape[1] < columns:
-        raise UserError(f"{path} has too few columns or no line; allowed: {columns} columns a line")
-    return table
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} can't be read ({error}); allowed: a text file, {columns} columns a line") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (number == 1 and not re.search(r"\d", line)):
+            continue
+        cells = re.split(r"\s*,\s*|\s+", line.strip())
+        try:
+            if re.search(r"\d,\d", line) and re.search(r"\S\s+\S", line):
+                raise ValueError("decimal commas")
+            row = [float(cell) for cell in cells[:columns]]
+        except ValueError:
+            row = []
+        if len(row) < columns or not np.isfinite(row).all():
+            raise UserError(
+                f"{path} line {number} is {line.strip()[:40]!r}; allowed: {columns} numbers with decimal points, "
+                "divided by tabs, spaces or commas; repair the file"
+            )
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} holds no line; allowed: {columns} numbers a line; copy the file again")
+    return np.array(rows)
 
 
 def _used(values: np.ndarray) -> np.ndarray:
@@ -93,28 +116,34 @@ def _used(values: np.ndarray) -> np.ndarray:
     return values[: zero[0]] if len(zero) else values
 
 
-def _tof(spectra: Path | None, frames: list[Path], header_tof: np.ndarray | None, tof: str) -> tuple:
+def _tof(
+    spectra: Path | None, frames: list[Path], header_tof: np.ndarray | None, *, tof: str, part: bool
+) -> tuple[np.ndarray | None, bool]:
     """Start of each bin in s (or None), and whether the frames are the whole run."""
+    start = None if spectra is None else _table(spectra, columns=2)[:, 0]
+    whole = start is None or len(start) == len(frames) or not part
     if tof == "headers":
         if header_tof is None:
             raise UserError(f"{frames[0]}: not every frame's header has TOF, so tof: headers can't be used")
-        return header_tof, True
-    if spectra is None:
-        return header_tof, True
-    start = _table(spectra, columns=2)[:, 0]
+        if len(back := _backward(header_tof)):
+            raise UserError(f"{frames[back[0] + 1]}: its header's TOF does not grow, so tof: headers can't be used")
+        return header_tof, whole
+    if start is None:
+        grows = header_tof is not None and not len(_backward(header_tof))
+        return header_tof if grows else None, True  # repeated images all bear the same TOF: no time axis
     if len(start) != len(frames):
-        if header_tof is not None and len(start) > len(frames) and tof == "auto":
-            return header_tof, False  # a part of a run: the frames themselves know their time
+        if header_tof is not None and part and tof == "auto" and len(start) > len(frames):
+            return header_tof, False  # the frames themselves know their time
         raise UserError(
             f"{spectra} has {len(start)} lines, the run {len(frames)} frames; copy the missing files again"
             + ("" if header_tof is None else ", or take the time from the frames with tof: headers")
         )
-    if np.any(np.diff(start) <= 0):
-        line = int(np.flatnonzero(np.diff(start) <= 0)[0]) + 2
-        raise UserError(f"{spectra} line {line}: ToF {start[line - 1]:g} s does not grow; repair the file")
+    if len(back := _backward(start)):
+        i = int(back[0])
+        raise UserError(f"{spectra}: ToF {start[i + 1]:g} s follows {start[i]:g} s, it must grow; repair the file")
     if tof == "auto" and header_tof is not None and len(start) > 1:
         off = np.abs(start - header_tof)
-        if off.max() > 0.5 * np.median(np.diff(start)):
+        if not off.max() <= 0.5 * np.diff(start).min():
             i = int(off.argmax())
             raise UserError(
                 f"{spectra} says {start[i]:g} s for {frames[i].name}, its header {header_tof[i]:g} s; "
@@ -123,20 +152,23 @@ def _tof(spectra: Path | None, frames: list[Path], header_tof: np.ndarray | None
     return start, True
 
 
+def _backward(start: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(~(np.diff(start) > 0))
+
+
 def _windows_from_times(path: Path, start: np.ndarray) -> list[tuple[int, int]] | None:
     """Bins of each shutter window; a row is: index, delay since the last window's end, width (s)."""
     table = _table(path, columns=3)
     table = table[: len(_used(table[:, 2]))]
-    slack = 0.5 * np.median(np.diff(start)) if len(start) > 1 else 0.0
+    slack = 0.5 * np.diff(start).min() if len(start) > 1 else 0.0
     windows, end, first = [], 0.0, 0
     for _, delay, width in table:
         opens, end = end + delay, end + delay + width
         inside = np.flatnonzero((start >= opens - slack) & (start < end - slack))
         if not len(inside) or inside[0] != first:
             raise UserError(
-                f"{path}: the window {opens:g} s to {end:g} s does not fit the time axis "
-                f"({start[0]:g} s to {start[-1]:g} s, {len(start)} bins); "
-                "it belongs to another run, or frames are missing"
+                f"{path}: the window {opens:g} s to {end:g} s does not fit the time axis ({start[0]:g} s to "
+                f"{start[-1]:g} s, {len(start)} bins); it belongs to another run, or frames are missing"
             )
         windows.append((int(inside[0]), int(inside[-1])))
         first = int(inside[-1]) + 1
@@ -148,8 +180,9 @@ def _windows_from_times(path: Path, start: np.ndarray) -> list[tuple[int, int]] 
 
 
 def _windows_from_gaps(start: np.ndarray) -> list[tuple[int, int]]:
-    steps = np.diff(start)
-    borders = np.flatnonzero(steps > 1.5 * np.median(steps)) if len(steps) else []
+    """Bins between jumps of the time axis: steps far longer than both beside them, as widths may change with them."""
+    steps = np.pad(np.diff(start), 1)
+    borders = np.flatnonzero(steps[1:-1] > 1.5 * np.maximum(steps[:-2], steps[2:])) if len(start) > 2 else []
     edges = [0, *(int(b) + 1 for b in borders), len(start)]
     return [(a, b - 1) for a, b in zip(edges, edges[1:], strict=False)]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,9 @@ from niseg_gpu.io.raw import RawFrames
 from niseg_gpu.io.source import Source
 from niseg_gpu.stack import UNITS
 
+# what Tifffile and its decoders raise on broken files (TiffFileError is a ValueError)
+BROKEN = (ValueError, IndexError, KeyError, TypeError, RuntimeError, struct.error, zlib.error)
+
 
 class DecodedFrames:
     """Compressed or tiled TIFF frames; each is decoded whole whenever part of it is asked for."""
@@ -22,20 +29,35 @@ class DecodedFrames:
         self.shape, self.ndim, self.dtype = (len(paths), *frame_shape), 3, np.dtype(dtype)
 
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        frames = range(self.shape[0])[key[0]]
+        out = np.empty([len(range(n)[k]) for n, k in zip(self.shape, key, strict=True)], self.dtype)
+        for path, group in itertools.groupby(zip(out, frames, strict=True), key=lambda pair: self.paths[pair[1]]):
+            self._decode(path, group, key[1:])
+        return out
+
+    def _decode(self, path: str, group: Any, part: tuple[slice, ...]) -> None:
         import tifffile
 
-        key = (*key, *[slice(None)] * (3 - len(key)))
-        frames = range(self.shape[0])[key[0]]
-        pieces = []
-        for i in frames:
-            try:
-                pieces.append(tifffile.imread(self.paths[i], key=self.pages[i])[key[1:]])
-            except (OSError, ValueError, RuntimeError) as error:
-                raise UserError(f"{self.paths[i]} can't be decoded ({error}); copy the file again") from None
-        return np.stack(pieces).astype(self.dtype, copy=False)
+        try:
+            with tifffile.TiffFile(path) as tiff:
+                for target, frame in group:
+                    page = tiff.pages[self.pages[frame]]
+                    _check_end(page, Path(path))
+                    if page.shape != self.shape[1:]:
+                        raise UserError(f"{path} has changed since it was opened; open it again")
+                    target[...] = page.asarray(maxworkers=1)[part]  # Dask's threads decode side by side already
+        except OSError as error:
+            what = error.strerror or error
+            raise UserError(f"can't read {path}: {what}; was it moved since the run began?") from None
+        except ImportError as error:  # some decoders are looked for only when they are used
+            raise UserError(
+                f"{path} needs imagecodecs ({error}); install it, or save the frames uncompressed"
+            ) from None
+        except BROKEN as error:
+            raise UserError(f"{path} can't be decoded ({error}); copy the file again") from None
 
 
-def open_tiff(paths: list[Path], *, unsigned: bool = False) -> Source:
+def open_tiff(paths: list[Path]) -> Source:
     """Open a folder's TIFF frames, or the pages of one TIFF, lazily.
 
     Raises
@@ -45,12 +67,12 @@ def open_tiff(paths: list[Path], *, unsigned: bool = False) -> Source:
     """
     files, pages, found = [], [], []
     for path in paths:
-        layouts = _read_pages(path, first_only=len(paths) > 1)
-        for number, layout in enumerate(layouts):
+        for number, layout in enumerate(_read_pages(path, alone=len(paths) == 1)):
             if found and layout["alike"] != found[0]["alike"]:
+                where = path if len(paths) > 1 else f"{path} page {number}"
                 raise UserError(
-                    f"{path} page {number} is {_describe(layout)}, the first frame {Path(files[0]).name} is "
-                    f"{_describe(found[0])}; all frames must be alike: remove it or name the frames with a glob"
+                    f"{where} is {_describe(layout)}, the first frame {'' if len(paths) == 1 else paths[0].name + ' '}"
+                    f"is {_describe(found[0])}; all frames must be alike: remove it or name the frames with a glob"
                 )
             files.append(str(path))
             pages.append(number)
@@ -58,13 +80,8 @@ def open_tiff(paths: list[Path], *, unsigned: bool = False) -> Source:
     shape, dtype = found[0]["alike"]
     raw = all(layout["offset"] is not None and layout["stored"] == found[0]["stored"] for layout in found)
     if raw:
-        array = RawFrames(
-            files,
-            offsets=[layout["offset"] for layout in found],
-            frame_shape=shape,
-            stored=found[0]["stored"],
-            unsigned=unsigned,
-        )
+        offsets = [layout["offset"] for layout in found]
+        array = RawFrames(files, offsets=offsets, frame_shape=shape, stored=found[0]["stored"])
     else:
         array = DecodedFrames(files, pages=pages, frame_shape=shape, dtype=np.dtype(dtype))
     kept = found[0]["kept"]
@@ -83,50 +100,89 @@ def _describe(layout: dict[str, Any]) -> str:
     return f"{'x'.join(map(str, shape))} {dtype}"
 
 
-def _read_pages(path: Path, *, first_only: bool) -> list[dict[str, Any]]:
+def _read_pages(path: Path, *, alone: bool) -> list[dict[str, Any]]:
     import tifffile
 
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes); copy the file again or remove it")
         with tifffile.TiffFile(path) as tiff:
-            if first_only and len(tiff.pages) > 1:
-                raise UserError(f"{path} holds {len(tiff.pages)} pages among single frames; read it on its own")
+            if not alone:
+                if len(tiff.pages) > 1:
+                    raise UserError(f"{path} holds {len(tiff.pages)} pages among single frames; read it on its own")
+                return [_page_layout(tiff.pages[0], {}, path)]
+            _check_chain(tiff, path)
             kept = _own_description(tiff)
+            first = _page_layout(tiff.pages[0], kept, path)
             series = tiff.series[0]
-            if len(series.pages) < int(np.prod(series.shape[:-2])) and series.dataoffset is not None:
-                return _contiguous_series(series, tiff.byteorder, kept, path)  # ImageJ stacks over 4 GB list one page
-            return [_page_layout(page, tiff.byteorder, kept, path) for page in tiff.pages]
+            if series.ndim > 3:
+                raise UserError(
+                    f"{path} holds a stack of {series.ndim} axes ({series.axes}, {series.shape}); allowed: 3; "
+                    "save one of its stacks to a file of its own"
+                )
+            if len(tiff.pages) == 1 and (count := _count_unlisted(tiff, series)) > 1:
+                return _contiguous_pages(first, count, path)
+            return [first, *(_page_layout(page, kept, path) for page in tiff.pages[1:])]
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror or error}") from None
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError) as error:
+        raise UserError(f"can't read {path}: {error.strerror or error}; check the path and its permissions") from None
+    except BROKEN as error:
         raise UserError(f"{path} is not a whole TIFF file ({error}); copy it again or remove it") from None
 
 
-def _page_layout(page: Any, byteorder: str, kept: dict[str, Any], path: Path) -> dict[str, Any]:
+def _page_layout(page: Any, kept: dict[str, Any], path: Path) -> dict[str, Any]:
+    import tifffile
+
     if len(page.shape) != 2 or page.dtype is None or page.dtype.kind not in "uif":
-        raise UserError(f"{path} holds {page.shape} {page.dtype} pages; allowed: grey images, one value a pixel")
-    stored = page.dtype.newbyteorder(byteorder)
-    size, offset = page.parent.filehandle.size, None
-    if page.is_contiguous and page.compression == 1 and page.fillorder == 1:
-        offset = page.dataoffsets[0]
-        end = offset + int(np.prod(page.shape)) * stored.itemsize
-    else:
-        end = max(o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True))
-    if end > size:
-        raise UserError(f"{path} is truncated: {size} bytes, its directory asks for {end}; copy the file again")
-    return {"alike": (page.shape, str(page.dtype)), "stored": stored, "offset": offset, "kept": kept}
+        raise UserError(
+            f"{path} holds {page.shape} images of {page.dtype}; allowed: grey ones, a number for each pixel; convert it"
+        )
+    try:
+        tifffile.TIFF.DECOMPRESSORS[page.compression] if page.compression != 1 else None
+        tifffile.TIFF.UNPREDICTORS[page.predictor] if page.predictor != 1 else None
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]}; install it, or save the frames uncompressed") from None
+    _check_end(page, path)
+    raw = page.is_contiguous and page.predictor == 1 and page.fillorder == 1
+    return {
+        "alike": (page.shape, str(page.dtype)),
+        "stored": page.dtype.newbyteorder(page.parent.byteorder),
+        "offset": page.dataoffsets[0] if raw else None,
+        "kept": kept,
+    }
 
 
-def _contiguous_series(series: Any, byteorder: str, kept: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    frame, stored = tuple(series.shape[-2:]), series.dtype.newbyteorder(byteorder)
-    step, count = int(np.prod(frame)) * stored.itemsize, int(np.prod(series.shape[:-2]))
-    if series.dataoffset + count * step > path.stat().st_size:
-        raise UserError(f"{path} is truncated: {count} frames of {step} bytes do not fit in it; copy the file again")
-    return [
-        {"alike": (frame, str(series.dtype)), "stored": stored, "offset": series.dataoffset + i * step, "kept": kept}
-        for i in range(count)
-    ]
+def _check_end(page: Any, path: Path) -> None:
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    if page.is_contiguous:
+        ends.append(page.dataoffsets[0] + page.nbytes)
+    size = page.parent.filehandle.size
+    if max(ends) > size:
+        raise UserError(f"{path} is truncated: {size} bytes, its directory asks for {max(ends)}; copy the file again")
+
+
+def _check_chain(tiff: Any, path: Path) -> None:
+    """Refuse a file whose list of pages breaks off: Tifffile only logs it, and frames would be missing."""
+    count = len(tiff.pages)
+    tiff.filehandle.seek(tiff.pages.next_page_offset)
+    pointer = tiff.filehandle.read(tiff.tiff.offsetsize)
+    if pointer.strip(b"\0") or len(pointer) < tiff.tiff.offsetsize:
+        raise UserError(f"{path} is truncated: its list of pages breaks off after {count}; copy the file again")
+
+
+def _count_unlisted(tiff: Any, series: Any) -> int:
+    """Images of a file that lists one page: ImageJ lists no more of a stack over 4 GB."""
+    told = tiff.imagej_metadata or {}
+    return max(series.shape[0] if series.ndim == 3 else 1, math.prod(told.get(k, 1) for k in ("slices", "frames")))
+
+
+def _contiguous_pages(first: dict[str, Any], count: int, path: Path) -> list[dict[str, Any]]:
+    if first["offset"] is None:
+        raise UserError(f"{path} lists 1 of its {count} images and is compressed; save it again, uncompressed")
+    step = int(np.prod(first["alike"][0])) * first["stored"].itemsize
+    need, size = first["offset"] + count * step, path.stat().st_size
+    if size < need:
+        raise UserError(f"{path} is truncated: {size} bytes, its {count} images ask for {need}; copy the file again")
+    return [{**first, "offset": first["offset"] + i * step} for i in range(count)]
 
 
 def _own_description(tiff: Any) -> dict[str, Any]:
