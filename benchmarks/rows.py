@@ -1,0 +1,187 @@
+"""Turning benchmark classes into rows: every side is checked against the reference, and only then timed.
+
+A benchmark class has the shape that asv knows (``params``, ``param_names``, ``setup``, ``time_*``) and tells besides:
+
+``reference``
+    Name of the method whose output the others must equal.
+``assert_equal(output, expected)``
+    Raises AssertionError where they don't, ``equal`` says in words how closely they must.
+``included``
+    What the seconds hold: disk, start-up.
+``warm_up``
+    Whether the first run, the checked one, is left out of the time.
+``shape``, ``dtype``, ``nbytes``
+    Of the data gone through, known after ``setup``; GB/s are these bytes over the seconds.
+
+A method may return a `Ran`, when it took the time itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+MAX_REPEATS = 50
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run that was timed where it ran.
+
+    Attributes
+    ----------
+    output : object
+    seconds : float
+    details : mapping
+        What else goes into the row, such as ``peak_memory_gb``; of the last run.
+    """
+
+    output: Any
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def run_benchmark(kind: type, *, size: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """Run one class with all its parameters; give a row for each side.
+
+    Parameters
+    ----------
+    kind : class
+        ``size`` is the first of its parameters.
+    size : {"small", "full"}
+    seconds : float
+        For the repeats of each side; each is run once at least.
+    """
+    for values in product(*kind.params):
+        if values[0] != size:
+            continue
+        benchmark = kind()
+        benchmark.setup(*values)
+        yield from _measure(benchmark, values, seconds=seconds)
+        del benchmark
+        gc.collect()
+
+
+def _measure(benchmark: Any, values: tuple[Any, ...], *, seconds: float) -> Iterator[dict[str, Any]]:
+    sides = _sides(benchmark)
+    runs: dict[str, list[Ran]] = {name: [] for name in sides}
+    failures: dict[str, str] = {}
+    expected = None
+    for name, method in sides.items():
+        try:
+            ran = _run(method, values)
+            if expected is None:
+                expected = ran.output
+            else:
+                benchmark.assert_equal(ran.output, expected)
+        except Exception as error:
+            # the row says why it has no time, and the runner ends with status 1
+            failures[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            if expected is None:
+                failures.update({other: f"the reference {name} failed" for other in sides if other != name})
+                break
+        else:
+            if not benchmark.warm_up:
+                runs[name].append(Ran(None, ran.seconds, ran.details))
+            del ran
+    expected = None
+    busy = _Neighbours()
+    _repeat({n: m for n, m in sides.items() if n not in failures}, values, runs, seconds=seconds)
+    others = busy.cores()
+    middle = {n: statistics.median(ran.seconds for ran in rans) for n, rans in runs.items() if rans}
+    for name in sides:
+        yield _row(benchmark, values, name, runs[name], middle, failures.get(name), others)
+
+
+def _sides(benchmark: Any) -> dict[str, Callable[..., Any]]:
+    """The timed methods by the name of the side, the reference first."""
+    names = sorted((n for n in dir(benchmark) if n.startswith("time_")), key=lambda n: (n != benchmark.reference, n))
+    return {n.removeprefix("time_"): getattr(benchmark, n) for n in names}
+
+
+def _run(method: Callable[..., Any], values: tuple[Any, ...]) -> Ran:
+    gc.collect()
+    start = time.perf_counter()
+    output = method(*values)
+    took = time.perf_counter() - start
+    return output if isinstance(output, Ran) else Ran(output, took)
+
+
+def _repeat(sides: dict[str, Any], values: tuple[Any, ...], runs: dict[str, list[Ran]], *, seconds: float) -> None:
+    """Run the sides in turns, so that a busy minute of the machine meets all of them."""
+    left = dict(sides)
+    while left:
+        for name, method in list(left.items()):
+            spent = sum(ran.seconds for ran in runs[name])
+            if runs[name] and (spent + runs[name][-1].seconds > seconds or len(runs[name]) >= MAX_REPEATS):
+                del left[name]
+                continue
+            ran = _run(method, values)
+            runs[name].append(Ran(None, ran.seconds, ran.details))
+            del ran
+
+
+def _row(
+    benchmark: Any,
+    values: tuple[Any, ...],
+    side: str,
+    runs: list[Ran],
+    middle: dict[str, float],
+    failure: str | None,
+    others: float | None,
+) -> dict[str, Any]:
+    kind = type(benchmark)
+    reference = benchmark.reference.removeprefix("time_")
+    row = {
+        "benchmark": f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}",
+        "params": dict(zip(kind.param_names, values, strict=True)),
+        "side": side,
+        "reference": reference,
+        "equal": benchmark.equal,
+        "included": benchmark.included,
+        "shape": list(benchmark.shape),
+        "dtype": str(benchmark.dtype),
+        "bytes": int(benchmark.nbytes),
+    }
+    if failure is not None:
+        return {**row, "failed": failure}
+    times = sorted(ran.seconds for ran in runs)
+    row["seconds"] = {"median": middle[side], "min": times[0], "max": times[-1], "repeats": len(times)}
+    row["gb_per_s"] = benchmark.nbytes / middle[side] / 1e9
+    row["times_as_fast"] = middle[reference] / middle[side]
+    row["cores_used_by_others"] = others
+    return {**row, **runs[-1].details}
+
+
+class _Neighbours:
+    """How many cores other processes kept busy meanwhile, so that a noisy row can be told; None where unknown."""
+
+    def __init__(self) -> None:
+        self.start, self.busy, self.own = time.perf_counter(), _busy_seconds(), _own_seconds()
+
+    def cores(self) -> float | None:
+        busy, took = _busy_seconds(), time.perf_counter() - self.start
+        if self.busy is None or busy is None or took < 0.5:  # the kernel counts in hundredths of a second
+            return None
+        return round(max(0.0, (busy - self.busy) - (_own_seconds() - self.own)) / took, 2)
+
+
+def _busy_seconds() -> float | None:
+    """CPU seconds of all processes since the machine started."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    except OSError:
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
