@@ -82,9 +82,11 @@ def main() -> None:
     cleaned, _ = remove_spots(corrected, options.threshold)
     spectra = collect_spectra(cleaned)
     centroids = np.load(options.centroids)
-    labels = cluster_spectra(spectra, centroids, options.iterations).labels_
+    model = cluster_spectra(spectra, centroids, options.iterations)
+    labels = model.labels_
     options.out.mkdir()
     np.save(options.out / "labels.npy", labels.reshape(counts.shape[1:]).astype(np.uint8))
+    np.save(options.out / "centroids.npy", model.cluster_centers_)
     np.save(options.out / "spectra.npy", average_spectra(spectra, labels, len(centroids)))
     if options.keep_image:
         np.save(options.out / "image.npy", cleaned)

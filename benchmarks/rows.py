@@ -5,7 +5,8 @@ A benchmark class has the shape that asv knows (``params``, ``param_names``, ``s
 ``reference``
     Name of the method whose output the others must equal.
 ``assert_equal(output, expected)``
-    Raises AssertionError where they don't, ``equal`` says in words how closely they must.
+    Raises AssertionError where they don't, ``equal`` says in words how closely they must. May return what belongs
+    into the row.
 ``included``
     What the seconds hold: disk, start-up.
 ``warm_up``
@@ -72,14 +73,15 @@ def _measure(benchmark: Any, values: tuple[Any, ...], *, seconds: float) -> Iter
     sides = _sides(benchmark)
     runs: dict[str, list[Ran]] = {name: [] for name in sides}
     failures: dict[str, str] = {}
-    expected = None
+    agreements: dict[str, dict[str, Any]] = {}
+    expected, busy = None, _Neighbours()
     for name, method in sides.items():
         try:
             ran = _run(method, values)
             if expected is None:
                 expected = ran.output
             else:
-                benchmark.assert_equal(ran.output, expected)
+                agreements[name] = benchmark.assert_equal(ran.output, expected) or {}
         except Exception as error:
             # the row says why it has no time, and the runner ends with status 1
             failures[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -91,12 +93,17 @@ def _measure(benchmark: Any, values: tuple[Any, ...], *, seconds: float) -> Iter
                 runs[name].append(Ran(None, ran.seconds, ran.details))
             del ran
     expected = None
-    busy = _Neighbours()
+    gc.collect()
+    busy = busy if not benchmark.warm_up else _Neighbours()
     _repeat({n: m for n, m in sides.items() if n not in failures}, values, runs, seconds=seconds)
     others = busy.cores()
     middle = {n: statistics.median(ran.seconds for ran in rans) for n, rans in runs.items() if rans}
     for name in sides:
-        yield _row(benchmark, values, name, runs[name], middle, failures.get(name), others)
+        if name in failures:
+            yield {**_head(benchmark, values, name), "failed": failures[name]}
+        else:
+            seconds = _seconds(benchmark, name, runs[name], middle, others)
+            yield {**_head(benchmark, values, name), **seconds, **agreements.get(name, {}), **runs[name][-1].details}
 
 
 def _sides(benchmark: Any) -> dict[str, Callable[..., Any]]:
@@ -106,7 +113,6 @@ def _sides(benchmark: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _run(method: Callable[..., Any], values: tuple[Any, ...]) -> Ran:
-    gc.collect()
     start = time.perf_counter()
     output = method(*values)
     took = time.perf_counter() - start
@@ -127,36 +133,33 @@ def _repeat(sides: dict[str, Any], values: tuple[Any, ...], runs: dict[str, list
             del ran
 
 
-def _row(
-    benchmark: Any,
-    values: tuple[Any, ...],
-    side: str,
-    runs: list[Ran],
-    middle: dict[str, float],
-    failure: str | None,
-    others: float | None,
-) -> dict[str, Any]:
+def _head(benchmark: Any, values: tuple[Any, ...], side: str) -> dict[str, Any]:
+    """What the row is about."""
     kind = type(benchmark)
-    reference = benchmark.reference.removeprefix("time_")
-    row = {
+    return {
         "benchmark": f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}",
         "params": dict(zip(kind.param_names, values, strict=True)),
         "side": side,
-        "reference": reference,
+        "reference": benchmark.reference.removeprefix("time_"),
         "equal": benchmark.equal,
         "included": benchmark.included,
         "shape": list(benchmark.shape),
         "dtype": str(benchmark.dtype),
         "bytes": int(benchmark.nbytes),
     }
-    if failure is not None:
-        return {**row, "failed": failure}
-    times = sorted(ran.seconds for ran in runs)
-    row["seconds"] = {"median": middle[side], "min": times[0], "max": times[-1], "repeats": len(times)}
-    row["gb_per_s"] = benchmark.nbytes / middle[side] / 1e9
-    row["times_as_fast"] = middle[reference] / middle[side]
-    row["cores_used_by_others"] = others
-    return {**row, **runs[-1].details}
+
+
+def _seconds(
+    benchmark: Any, side: str, runs: list[Ran], middle: dict[str, float], others: float | None
+) -> dict[str, Any]:
+    """What was measured."""
+    times = [ran.seconds for ran in runs]
+    return {
+        "seconds": {"median": middle[side], "min": min(times), "max": max(times), "repeats": len(times)},
+        "gb_per_s": benchmark.nbytes / middle[side] / 1e9,
+        "times_as_fast": middle[benchmark.reference.removeprefix("time_")] / middle[side],
+        "cores_used_by_others": others,
+    }
 
 
 class _Neighbours:
