@@ -19,7 +19,7 @@ SIZES = {
 }
 N_CLUSTERS, ITERATIONS, THRESHOLD = 10, 20, 200
 SEED = 2018
-SAMPLE_PIXELS = 16_384
+SEEDING_ROWS = 16
 
 
 def prepare_run(size: str) -> Path:
@@ -35,7 +35,7 @@ def prepare_run(size: str) -> Path:
 
 
 def prepare_centroids(size: str) -> Path:
-    """Return the file of (10, N) float32 centroids that both sides start from: k-means++ on corrected spectra."""
+    """Return the file of (10, N) float32 centroids that both sides start from: k-means++ on corrected, clean rows."""
     run = prepare_run(size)
     path = run.parent / f"centroids-{N_CLUSTERS}.npy"
     if not path.exists():
@@ -43,10 +43,9 @@ def prepare_centroids(size: str) -> Path:
 
         from benchmarks import plain
 
-        counts = plain.read_stack(run)
-        pixels = counts[0].size
-        chosen = np.sort(np.random.default_rng(SEED).choice(pixels, min(pixels, SAMPLE_PIXELS), replace=False))
-        columns = counts.reshape(len(counts), -1)[:, chosen]
-        spectra = plain.collect_spectra(plain.correct_overlap(columns, *plain.read_windows(run)))
-        np.save(path, kmeans_plusplus(spectra, N_CLUSTERS, random_state=SEED)[0])
+        counts, windows = plain.read_stack(run), plain.read_windows(run)
+        rows = range(SEEDING_ROWS // 2, counts.shape[1] - 1, counts.shape[1] // SEEDING_ROWS)
+        bands = [plain.correct_overlap(counts[:, y - 1 : y + 2], *windows) for y in rows]
+        spectra = [plain.collect_spectra(plain.remove_spots(band, THRESHOLD)[0][:, 1]) for band in bands]
+        np.save(path, kmeans_plusplus(np.concatenate(spectra), N_CLUSTERS, random_state=SEED)[0])
     return path
