@@ -23,15 +23,30 @@ def read_stack(run: Path) -> np.ndarray:
         return open_stack(run).values
 
 
-def apply_step(stack: np.ndarray, step: dict[str, Any], **attrs: Any) -> tuple[np.ndarray, ...]:
+class Memory:
+    """An array that is read like a file: each block comes as a contiguous copy."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        return np.ascontiguousarray(self.array[key])
+
+
+def apply_step(stack: np.ndarray, step: dict[str, Any], **attrs: Any) -> list[np.ndarray]:
     """Apply one step to an (N, Y, X) array, block by block on all cores; return the image, then the masks."""
     import dask
+    import dask.array as da
 
     engine = Engine(select("auto")[0], workers=count_cores())
-    wrapped = StackInfo(("tof", "y", "x"), stack.shape, stack.dtype, {}, {"quantity": "counts", **attrs}).wrap(stack)
+    info = StackInfo(("tof", "y", "x"), stack.shape, stack.dtype, {}, {"quantity": "counts", **attrs})
+    lazy = da.from_array(Memory(stack), chunks=-1, name=False, meta=np.empty((0, 0, 0), stack.dtype))
     with dask.config.set(scheduler="threads", num_workers=engine.workers):
-        applied = engine.apply(wrapped, parse_steps([step]))
-        return dask.compute(*(engine.to_host(a).data for a in (applied.image, *applied.masks.values())))
+        applied = engine.apply(info.wrap(lazy), parse_steps([step]))
+        blocks = [engine.to_host(a).data for a in (applied.image, *applied.masks.values())]
+        results = [np.empty(block.shape, block.dtype) for block in blocks]
+        da.store(blocks, results, lock=False)
+    return results
 
 
 def build_table(frames: np.ndarray) -> PixelTable:
