@@ -20,11 +20,12 @@ A method may return a `Ran`, when it took the time itself.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -41,11 +42,14 @@ class Ran:
     seconds : float
     details : mapping
         What else goes into the row, such as ``peak_memory_gb``; of the last run.
+    others : float
+        CPU seconds of other processes meanwhile; NaN where unknown.
     """
 
     output: Any
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
+    others: float = math.nan
 
 
 def run_benchmark(kind: type, *, size: str, seconds: float) -> Iterator[dict[str, Any]]:
@@ -74,7 +78,7 @@ def _measure(benchmark: Any, values: tuple[Any, ...], *, seconds: float) -> Iter
     runs: dict[str, list[Ran]] = {name: [] for name in sides}
     failures: dict[str, str] = {}
     agreements: dict[str, dict[str, Any]] = {}
-    expected, busy = None, _Neighbours()
+    expected = None
     for name, method in sides.items():
         try:
             ran = _run(method, values)
@@ -90,19 +94,17 @@ def _measure(benchmark: Any, values: tuple[Any, ...], *, seconds: float) -> Iter
                 break
         else:
             if not benchmark.warm_up:
-                runs[name].append(Ran(None, ran.seconds, ran.details))
+                runs[name].append(replace(ran, output=None))
             del ran
     expected = None
     gc.collect()
-    busy = busy if not benchmark.warm_up else _Neighbours()
     _repeat({n: m for n, m in sides.items() if n not in failures}, values, runs, seconds=seconds)
-    others = busy.cores()
     middle = {n: statistics.median(ran.seconds for ran in rans) for n, rans in runs.items() if rans}
     for name in sides:
         if name in failures:
             yield {**_head(benchmark, values, name), "failed": failures[name]}
         else:
-            seconds = _seconds(benchmark, name, runs[name], middle, others)
+            seconds = _seconds(benchmark, name, runs[name], middle)
             yield {**_head(benchmark, values, name), **seconds, **agreements.get(name, {}), **runs[name][-1].details}
 
 
@@ -113,10 +115,13 @@ def _sides(benchmark: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _run(method: Callable[..., Any], values: tuple[Any, ...]) -> Ran:
-    start = time.perf_counter()
+    others, start = _others_seconds(), time.perf_counter()
     output = method(*values)
-    took = time.perf_counter() - start
-    return output if isinstance(output, Ran) else Ran(output, took)
+    took, others = time.perf_counter() - start, _others_seconds() - others
+    if isinstance(output, Ran):
+        # what it did around the timed part, such as reading results, counts for the neighbours alike
+        return replace(output, others=others * output.seconds / took)
+    return Ran(output, took, others=others)
 
 
 def _repeat(sides: dict[str, Any], values: tuple[Any, ...], runs: dict[str, list[Ran]], *, seconds: float) -> None:
@@ -129,7 +134,7 @@ def _repeat(sides: dict[str, Any], values: tuple[Any, ...], runs: dict[str, list
                 del left[name]
                 continue
             ran = _run(method, values)
-            runs[name].append(Ran(None, ran.seconds, ran.details))
+            runs[name].append(replace(ran, output=None))
             del ran
 
 
@@ -149,42 +154,25 @@ def _head(benchmark: Any, values: tuple[Any, ...], side: str) -> dict[str, Any]:
     }
 
 
-def _seconds(
-    benchmark: Any, side: str, runs: list[Ran], middle: dict[str, float], others: float | None
-) -> dict[str, Any]:
-    """What was measured."""
+def _seconds(benchmark: Any, side: str, runs: list[Ran], middle: dict[str, float]) -> dict[str, Any]:
+    """What was measured, and how many cores other processes kept busy meanwhile, so that a noisy row can be told."""
     times = [ran.seconds for ran in runs]
+    others = sum(ran.others for ran in runs) / sum(times)
     return {
         "seconds": {"median": middle[side], "min": min(times), "max": max(times), "repeats": len(times)},
         "gb_per_s": benchmark.nbytes / middle[side] / 1e9,
         "times_as_fast": middle[benchmark.reference.removeprefix("time_")] / middle[side],
-        "cores_used_by_others": others,
+        "cores_used_by_others": None if math.isnan(others) else round(max(0.0, others), 2),
     }
 
 
-class _Neighbours:
-    """How many cores other processes kept busy meanwhile, so that a noisy row can be told; None where unknown."""
-
-    def __init__(self) -> None:
-        self.start, self.busy, self.own = time.perf_counter(), _busy_seconds(), _own_seconds()
-
-    def cores(self) -> float | None:
-        busy, took = _busy_seconds(), time.perf_counter() - self.start
-        if self.busy is None or busy is None or took < 0.5:  # the kernel counts in hundredths of a second
-            return None
-        return round(max(0.0, (busy - self.busy) - (_own_seconds() - self.own)) / took, 2)
-
-
-def _busy_seconds() -> float | None:
-    """CPU seconds of all processes since the machine started."""
+def _others_seconds() -> float:
+    """CPU seconds of all other processes since the machine started, in steps of a hundredth; NaN where unknown."""
     try:
         with open("/proc/stat") as file:
             user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
     except OSError:
-        return None
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def _own_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+        return math.nan
+    own = os.times()
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - own.user - own.system - own.children_user - own.children_system
