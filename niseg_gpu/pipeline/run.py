@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 
 from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
-from niseg_gpu.pipeline.clock import Clock
+from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
 from niseg_gpu.pipeline.inputs import Inputs, open_inputs
 from niseg_gpu.pipeline.parse import Pipeline, Step
@@ -316,8 +315,7 @@ def _costs(session: Session, *, seconds: float) -> dict[str, Any]:
         if clock.bytes[name] and wall > 0:
             row["gb_per_s"] = round(clock.bytes[name] / wall / 1e9, 3)
         rows.append(row)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform != "darwin" else 1)
-    return {"seconds": round(seconds, 3), "steps": rows, "peak_memory_gb": round(peak / 1e9, 3)}
+    return {"seconds": round(seconds, 3), "steps": rows, "peak_memory_gb": round(measure_peak_memory() / 1e9, 3)}
 
 
 def versions() -> dict[str, str]:

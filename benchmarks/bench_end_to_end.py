@@ -1,0 +1,132 @@
+"""From the FITS frames on disk to labels and mean spectra, each side in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import plain
+from benchmarks.data import ITERATIONS, N_CLUSTERS, SIZES, THRESHOLD, prepare_centroids, prepare_run
+from benchmarks.rows import Ran
+
+ROOT = Path(__file__).parents[1]
+TIES, TIE = 1e-4, 1e-4  # pixels allowed to lie half way, and how near to half way their squared distances must be
+RESULTS = ("labels", "centroids", "spectra")
+
+
+class Labels:
+    """Overlap correction, spot cleaning and k-means; labels and mean spectra are kept."""
+
+    params = (["small", "full"],)
+    param_names = ["size"]
+    reference = "time_plain"
+    equal = "labels identical but for ties (counted), spectra to 1e-3 relative"
+    included = "whole processes: start-up, files in the page cache, results written (ours: with its report)"
+    warm_up = False
+    keep_image = False
+
+    def setup(self, size: str) -> None:
+        self.run, self.centroids = prepare_run(size), prepare_centroids(size)
+        n_bins, height, width = SIZES[size].values()
+        self.shape, self.dtype = (n_bins, height, width), np.dtype(np.int16)
+        self.nbytes = 2 * n_bins * height * width
+        if size != "small":  # once through all code, so that no side finds the disk or numba's cache cold
+            warm = type(self)()
+            warm.setup("small")
+            warm.time_plain("small"), warm.time_ours("small")
+
+    def time_plain(self, size: str) -> Ran:
+        with _folder_beside(self.run) as folder:
+            out = Path(folder) / "plain"
+            options = ["--centroids", self.centroids, "--iterations", ITERATIONS, "--threshold", THRESHOLD]
+            took = launch("benchmarks.plain", self.run, out, *options, *["--keep-image"] * self.keep_image)
+            found = {name: np.load(out / f"{name}.npy") for name in RESULTS}
+        return Ran(found, took["seconds"], _costs(took))
+
+    def time_ours(self, size: str) -> Ran:
+        import zarr
+
+        with _folder_beside(self.run) as folder:
+            out, pipeline = Path(folder) / "ours", Path(folder) / "pipeline.json"
+            pipeline.write_text(json.dumps(self.describe_pipeline(out)), encoding="utf-8")  # JSON is YAML
+            took = launch("niseg_gpu", "run", pipeline, "--quiet")
+            group = zarr.open_group(out / "result.zarr", mode="r")
+            found = {name: group[name][...] for name in RESULTS}
+            record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        steps = {step["name"]: step["seconds"] for step in record["steps"]}
+        details = {"device": record["device"]["name"], "seconds_by_step": steps}
+        return Ran(found, took["seconds"], {**_costs(took), **details})
+
+    def describe_pipeline(self, out: Path) -> dict[str, Any]:
+        """The pipeline of ``niseg-gpu run``."""
+        kmeans = {"n_clusters": N_CLUSTERS, "init": str(self.centroids), "max_iter": ITERATIONS, "tol": 0}
+        return {
+            "input": {"path": str(self.run)},
+            "steps": [
+                {"overlap_correct": {}},
+                {"remove_spots": {"size": 3, "threshold": THRESHOLD}},
+                {"kmeans": kmeans},
+            ],
+            "output": {"path": str(out), "arrays": ["image"] * self.keep_image + ["labels", "spectra"]},
+        }
+
+    def assert_equal(self, found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, int]:
+        np.testing.assert_allclose(found["centroids"], expected["centroids"], rtol=1e-3)
+        np.testing.assert_allclose(found["spectra"], expected["spectra"], rtol=1e-3)
+        return {"ties_decided_otherwise": count_ties(self.run, found["labels"], expected)}
+
+
+class LabelsAndImage(Labels):
+    """The same, and the corrected and cleaned stack is kept too."""
+
+    keep_image = True
+
+
+def count_ties(run: Path, labels: np.ndarray, expected: dict[str, np.ndarray]) -> int:
+    """Count pixels labelled otherwise than expected; they must be few and as near to one centroid as to the other.
+
+    Both sides round the overlap correction in their own way, in the last bit of float32; a pixel that lies half way
+    between two clusters may then go to either.
+    """
+    places = np.argwhere(labels != expected["labels"])
+    allowed = max(1, int(TIES * labels.size))
+    assert len(places) <= allowed, f"{len(places)} of {labels.size} labels differ; allowed: {allowed}, where near ties"
+    if not len(places):
+        return 0
+    counts, windows = plain.read_stack(run), plain.read_windows(run)
+    for y, x in places:
+        top, left = max(y - 1, 0), max(x - 1, 0)
+        corrected = plain.correct_overlap(counts[:, top : y + 2, left : x + 2], *windows)
+        spectrum = plain.remove_spots(corrected, THRESHOLD)[0][:, y - top, x - left].astype(np.float64)
+        pair = expected["centroids"][[labels[y, x], expected["labels"][y, x]]]
+        got, best = ((spectrum - pair) ** 2).sum(axis=1)
+        assert abs(got - best) <= TIE * best, f"pixel {y}, {x}: squared distance {got:.6g}, to the expected {best:.6g}"
+    return len(places)
+
+
+def launch(module: str, *arguments: Any) -> dict[str, Any]:
+    """Run a Python module in its own process; return seconds, CPU seconds and peak memory in bytes."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "launch.py")]
+    command += [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    took = json.loads(done.stdout.splitlines()[-1])
+    if took["status"] != 0:
+        raise RuntimeError(f"{module} ended with status {took['status']}: {done.stderr.strip()[-300:]}")
+    return took
+
+
+def _folder_beside(run: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for results on the disk that holds the data."""
+    return tempfile.TemporaryDirectory(prefix="results-", dir=run.parent)
+
+
+def _costs(took: dict[str, Any]) -> dict[str, Any]:
+    return {"peak_memory_gb": took["peak_bytes"] / 1e9, "cpu_seconds": took["cpu_seconds"]}

@@ -1,0 +1,51 @@
+"""The data of the measurements: a simulated time-of-flight run and starting centroids, made once and kept.
+
+The folder is the one that ``NISEG_BENCH_DATA`` names; the runner sets it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from niseg_gpu.errors import UserError
+from niseg_gpu.simulate.tof import simulate_tof
+
+SIZES = {
+    "small": {"n_bins": 60, "height": 64, "width": 64},
+    "full": {"n_bins": 916, "height": 512, "width": 512},
+}
+N_CLUSTERS, ITERATIONS, THRESHOLD = 10, 20, 200
+SEED = 2018
+SEEDING_ROWS = 16
+
+
+def prepare_run(size: str) -> Path:
+    """Return the folder of a run's frames, simulated where it does not exist yet."""
+    if "NISEG_BENCH_DATA" not in os.environ:
+        raise UserError("NISEG_BENCH_DATA names no folder for the data of the measurements; set it")
+    shape = SIZES[size]
+    folder = Path(os.environ["NISEG_BENCH_DATA"]) / "tof-{n_bins}x{height}x{width}".format(**shape)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        simulate_tof(folder, open_beam=False, seed=SEED, **shape)
+    return folder / "sample"
+
+
+def prepare_centroids(size: str) -> Path:
+    """Return the file of (10, N) float32 centroids that both sides start from: k-means++ on corrected, clean rows."""
+    run = prepare_run(size)
+    path = run.parent / f"centroids-{N_CLUSTERS}.npy"
+    if not path.exists():
+        from sklearn.cluster import kmeans_plusplus
+
+        from benchmarks import plain
+
+        counts, windows = plain.read_stack(run), plain.read_windows(run)
+        rows = range(SEEDING_ROWS // 2, counts.shape[1] - 1, counts.shape[1] // SEEDING_ROWS)
+        bands = [plain.correct_overlap(counts[:, y - 1 : y + 2], *windows) for y in rows]
+        spectra = [plain.collect_spectra(plain.remove_spots(band, THRESHOLD)[0][:, 1]) for band in bands]
+        np.save(path, kmeans_plusplus(np.concatenate(spectra), N_CLUSTERS, random_state=SEED)[0])
+    return path

@@ -1,0 +1,66 @@
+"""What a row was measured on and with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from niseg_gpu.backend import count_cores
+from niseg_gpu.pipeline.info import describe_machine
+
+VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def describe_conditions() -> dict[str, Any]:
+    """Return date, hardware, threads, library versions and the revision of the sources."""
+    machine = describe_machine()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": machine["devices"]["cpu"],
+        "gpu": machine["devices"]["gpu"],
+        "device": machine["auto_takes"],
+        "cores": count_cores(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": _count_threads(),
+        "uses": machine["steps"],
+        "versions": {**machine["versions"], **_opencv(), "niseg-gpu": importlib.metadata.version("niseg-gpu")},
+        "revision": _revision(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+    }
+
+
+def _count_threads() -> dict[str, Any]:
+    """Threads of every library with threads of its own, and what the environment says of them."""
+    import sklearn.utils._openmp_helpers  # noqa: F401  loads the OpenMP that scikit-learn uses
+    from threadpoolctl import threadpool_info
+
+    pools = {f"{pool['internal_api']} ({pool['prefix']})": pool["num_threads"] for pool in threadpool_info()}
+    return {
+        "workers": count_cores(),
+        **pools,
+        **{name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def _opencv() -> dict[str, str]:
+    try:
+        import cv2
+    except ImportError:
+        return {}
+    return {"opencv": cv2.__version__}
+
+
+def _revision() -> str | None:
+    """The commit of the sources, ``-dirty`` where they were changed since; None outside of a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

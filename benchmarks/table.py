@@ -1,0 +1,71 @@
+"""A Markdown table of measured rows: ``python -m benchmarks.table FILE...``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HEAD = ("what", "side", "seconds (least to most, runs)", "GB/s", "times as fast", "peak memory", "others' load")
+
+
+def format_table(record: dict[str, Any]) -> str:
+    """Return one record's conditions, rows and footnotes as Markdown."""
+    rows = record["rows"]
+    lines = [*_conditions(record), "", _line(HEAD), _line(["---"] * len(HEAD)), *(_line(_cells(row)) for row in rows)]
+    notes = {row["benchmark"]: f"{row['benchmark']}: {_size(row)}; {row['included']}; {row['equal']}." for row in rows}
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes.values())])
+
+
+def _conditions(record: dict[str, Any]) -> list[str]:
+    libraries = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    threads = ", ".join(f"{name} {number}" for name, number in record["threads"].items())
+    hardware = record["cpu"] + (f"; {record['gpu']}" if record["gpu"] else "")
+    return [
+        f"{record['date']}, {hardware}, {record['memory_gb']:g} GB, {record['system']}; threads: {threads}; "
+        f"revision {record['revision']}; {libraries}.",
+        "",
+        "GB/s: bytes of the input over the seconds. Others' load: cores that other processes kept busy meanwhile.",
+    ]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    parameters = "".join(f" {value}" for value in row["params"].values())
+    what = f"{row['benchmark']}{parameters}"
+    if "failed" in row:
+        return [what, row["side"], f"failed: {row['failed']}".replace("|", "\\|"), "", "", "", ""]
+    seconds, peak, others = row["seconds"], row.get("peak_memory_gb"), row["cores_used_by_others"]
+    spread = f"{seconds['median']:.3g} ({seconds['min']:.3g} to {seconds['max']:.3g}, {seconds['repeats']})"
+    relative = "1" if row["side"] == row["reference"] else f"{row['times_as_fast']:.2f}"
+    return [
+        what,
+        row["side"],
+        spread,
+        f"{row['gb_per_s']:.3g}",
+        relative,
+        "" if peak is None else f"{peak:.3g} GB",
+        "" if others is None else f"{others:.2f}",
+    ]
+
+
+def _size(row: dict[str, Any]) -> str:
+    return f"{' x '.join(map(str, row['shape']))} {row['dtype']}, {row['bytes'] / 1e6:.3g} MB"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Make Markdown of measured rows.")
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="as --json wrote it")
+    options = parser.parse_args(argv)
+    print("\n\n".join(format_table(json.loads(path.read_text(encoding="utf-8"))) for path in options.files))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

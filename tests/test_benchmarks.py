@@ -1,0 +1,216 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks import data, ours, plain, rows, table
+from benchmarks.bench_end_to_end import Labels, launch
+from niseg_gpu.io.open import open_stack
+from niseg_gpu.simulate.tof import simulate_tof
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def bench_data(tmp_path_factory):
+    """A folder of simulated data, kept for all tests of this module."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module", params=["simulated", "measured"])
+def run(request, bench_data):
+    """Counts (N, Y, X), windows and triggers of a run, as the plain script reads them."""
+    if request.param == "simulated":
+        simulate_tof(bench_data / "tof-60x64x64", open_beam=False, seed=data.SEED, **data.SIZES["small"])
+        folder, part = bench_data / "tof-60x64x64" / "sample", np.s_[:, :, :]
+    else:
+        # rows and columns over the edge of the sample, which covers columns from 204
+        folder, part = request.getfixturevalue("data_dir") / "tof_mcp_crop", np.s_[:, 96:160, 172:236]
+    counts, (windows, triggers) = plain.read_stack(folder), plain.read_windows(folder)
+    stack = open_stack(folder)
+    np.testing.assert_array_equal(stack[part].values, counts[part])
+    assert [tuple(window) for window in stack.attrs["shutter_windows"]] == windows
+    assert stack.attrs["shutter_counts"] == triggers
+    return np.ascontiguousarray(counts[part]), windows, triggers
+
+
+@pytest.fixture(scope="module")
+def corrected(run):
+    return plain.correct_overlap(*run)
+
+
+def test_overlap_agrees_with_plain_script(run, corrected):
+    counts, windows, triggers = run
+    attrs = {"shutter_windows": windows, "shutter_counts": triggers}
+    (found,) = ours.apply_step(counts, {"overlap_correct": {}}, **attrs)
+    assert corrected.sum() > 1.02 * counts.sum()  # there was something to correct
+    np.testing.assert_allclose(found, corrected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_spots_agree_with_plain_script(run, corrected, dtype):
+    frames = (corrected if dtype == "float32" else run[0])[:100]
+    threshold = float(np.quantile(np.abs(np.diff(frames.astype(float), axis=-1)), 0.999))
+    cleaned, spots = plain.remove_spots(frames, threshold)
+    found, mask = ours.apply_step(frames, {"remove_spots": {"size": 3, "threshold": threshold}})
+    assert 0 < spots.mean() < 0.01
+    np.testing.assert_array_equal(mask, spots)
+    np.testing.assert_array_equal(found, cleaned)
+
+
+def test_labels_agree_with_plain_script(corrected):
+    spectra = plain.collect_spectra(corrected)
+    centroids = spectra[np.random.default_rng(0).choice(len(spectra), 5, replace=False)]
+    expected = plain.cluster_spectra(spectra, centroids, 10)
+    table = ours.build_table(corrected)
+    np.testing.assert_array_equal(table.spectra, spectra)
+    found = ours.cluster_spectra(table, centroids, iterations=10)
+    assert len(np.unique(expected.labels_)) == 5
+    np.testing.assert_array_equal(found.labels.ravel(), expected.labels_)
+    mean = plain.average_spectra(spectra, expected.labels_, 5)
+    np.testing.assert_allclose(found.spectra, mean, rtol=1e-4, atol=1e-3)
+
+
+def test_runner_measures_every_step(bench_data, tmp_path, capsys):
+    names = ["read", "overlap", "spots", "kmeans"]
+    status = runner.main([*names, "--seconds", "0", "--data", str(bench_data), "--json", str(tmp_path / "rows.json")])
+    assert status == 0
+    record = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["benchmark"].partition(".")[0] for row in record["rows"]} == set(names)
+    for row in record["rows"]:
+        assert row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
+        assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["seconds"]["median"] / 1e9)
+    for known in ("cpu", "cores", "threads", "versions", "date"):
+        assert record[known]
+    assert capsys.readouterr().out.strip() == table.format_table(record)
+
+
+def test_whole_job_agrees_with_plain_script(bench_data, capsys):
+    assert runner.main(["end_to_end.LabelsAndImage", "--seconds", "0", "--data", str(bench_data)]) == 0
+    assert capsys.readouterr().out.count("GB |") == 2  # both sides with their peak memory
+
+
+class Planted:
+    """Two sides that agree, one that is off by one, one that breaks."""
+
+    params = (["small"],)
+    param_names = ["size"]
+    reference = "time_right"
+    equal = "identical"
+    included = "nothing"
+    warm_up = True
+
+    def setup(self, size):
+        self.shape, self.dtype, self.nbytes = (8,), np.dtype(np.int64), 64
+
+    def time_right(self, size):
+        return np.arange(8)
+
+    def time_as_right(self, size):
+        return np.arange(8)
+
+    def time_wrong(self, size):
+        return np.arange(8) + np.eye(8, dtype=int)[3]
+
+    def time_broken(self, size):
+        raise ZeroDivisionError("on purpose")
+
+    def assert_equal(self, output, expected):
+        np.testing.assert_array_equal(output, expected)
+
+
+def test_no_time_for_a_wrong_answer(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(runner, "find_benchmarks", lambda names: [Planted])
+    assert runner.main(["--seconds", "0", "--json", str(tmp_path / "rows.json")]) == 1
+    found = {row["side"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert list(found)[0] == "right"
+    assert found["right"]["seconds"] and found["as_right"]["seconds"]
+    for side, reason in {"wrong": "AssertionError", "broken": "ZeroDivisionError: on purpose"}.items():
+        assert "seconds" not in found[side] and reason in found[side]["failed"]
+    assert "failed: AssertionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("subject", runner.SUBJECTS[:-1])
+def test_every_benchmark_refuses_wrong_output(subject, bench_data, monkeypatch):
+    """The check of each subject sees a small fault in what a side gives."""
+    monkeypatch.setenv("NISEG_BENCH_DATA", str(bench_data))
+    for kind in runner.find_benchmarks([subject]):
+        benchmark = kind()
+        values = [choices[0] for choices in kind.params]
+        benchmark.setup(*values)
+        if subject == "spots":
+            expected = benchmark.time_scipy(*values)
+            faulty = (expected[0], expected[1] ^ (np.arange(64) == 5))
+        else:
+            expected = getattr(benchmark, benchmark.reference)(*values)
+            faulty = expected.copy()
+            faulty.flat[faulty.size // 2] += 1
+        benchmark.assert_equal(expected, expected)
+        with pytest.raises(AssertionError):
+            benchmark.assert_equal(faulty, expected)
+
+
+def test_labels_may_differ_at_ties_only(bench_data, monkeypatch):
+    monkeypatch.setenv("NISEG_BENCH_DATA", str(bench_data))
+    benchmark = Labels()
+    benchmark.setup("small")
+    counts = plain.read_stack(benchmark.run)
+    corrected = plain.correct_overlap(counts, *plain.read_windows(benchmark.run))
+    spectrum = plain.remove_spots(corrected, data.THRESHOLD)[0][:, 20, 63]
+    pair = np.stack([spectrum + 5, spectrum - 5])
+    expected = {"labels": np.zeros((64, 64), np.uint8), "centroids": pair, "spectra": pair}
+    for place, agrees in {(20, 63): True, (20, 10): False}.items():
+        found = {**expected, "labels": expected["labels"].copy()}
+        found["labels"][place] = 1
+        if agrees:
+            assert benchmark.assert_equal(found, expected) == {"ties_decided_otherwise": 1}
+        else:
+            with pytest.raises(AssertionError, match="pixel 20, 10: squared distance"):
+                benchmark.assert_equal(found, expected)
+    with pytest.raises(AssertionError, match="4096 of 4096 labels differ"):
+        benchmark.assert_equal({**expected, "labels": expected["labels"] + 1}, expected)
+    with pytest.raises(AssertionError):
+        benchmark.assert_equal({**expected, "spectra": pair * 1.01}, expected)
+
+
+def test_sides_run_in_turns_within_their_time():
+    order = []
+
+    def side(name, seconds):
+        return lambda: order.append(name) or rows.Ran(None, seconds)
+
+    runs = {"slow": [], "fast": []}
+    rows._repeat({"slow": side("slow", 4.0), "fast": side("fast", 1.0)}, (), runs, seconds=5)
+    assert order == ["slow", "fast", "fast", "fast", "fast", "fast"]
+
+
+def test_peak_memory_is_the_command_s_own(tmp_path, monkeypatch):
+    """A runner that holds much memory does not hand its own peak to what it starts."""
+    (tmp_path / "small_program.py").write_text("print((b'x' * 50_000_000)[:5])")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    held = np.ones(40_000_000)  # 320 MB
+    took = launch("small_program")
+    assert 50e6 < took["peak_bytes"] < 150e6 < held.nbytes
+    assert took["seconds"] > 0
+
+
+def test_unknown_names_are_refused(capsys):
+    assert runner.main(["kmean"]) == 2
+    assert "did you mean 'kmeans'?" in capsys.readouterr().err
+    assert runner.main(["kmeans.gather"]) == 2
+    assert "Gather" in capsys.readouterr().err
+
+
+def test_tables_come_from_result_files():
+    files = sorted(map(str, (ROOT / "benchmarks" / "results").glob("*.json")))
+    assert files
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.table", *files], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("| what | side |") == len(files)
