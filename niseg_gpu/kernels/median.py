@@ -1,0 +1,278 @@
+"""Running medians of 3 x 3 and 5 x 5 on the CPU, and the cleaning of spots fused with them.
+
+Each row is sorted once, in threes or fives of neighbours; the rows of a window are then merged. Values stay in a
+strip's work lines, which fit the cache. Lines lie `LINE` values apart in one array, a constant, by which the compiler
+sees that they don't overlap and vectorises over the columns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from niseg_gpu.kernels.networks import median3, median9, median11, merge5, middle6, sort3, sort5
+
+SIZES = (3, 5)
+DTYPES = frozenset(np.dtype(t) for t in ("uint8", "uint16", "int16", "int32", "float32"))
+STRIP = 2048  # columns at a time
+LANES = 32  # values of the widest vector: a loop over whole vectors has no slow rest
+LINE = STRIP + 3 * LANES  # no power of two, or all lines would meet in few sets of the cache
+
+
+@njit(nogil=True, cache=True)
+def _replace_spots(frames, i, medians, m, n, out, spots, limits):
+    """Where `frames` lies farther from `medians` than `limits` (above, below), take the median and mark it."""
+    i, m = np.uint64(i), np.uint64(m)
+    bright, dark = limits[0], limits[1]
+    for x in range(n):
+        y = np.uint64(x)
+        value, median = frames[i + y], medians[m + y]
+        above = value > median
+        high, low = (value, median) if above else (median, value)
+        # in the unsigned type of the same width no difference overflows
+        gap = limits.dtype.type(limits.dtype.type(high) - limits.dtype.type(low))
+        spot = gap > (bright if above else dark)
+        out[i + y] = median if spot else value
+        spots[i + y] = spot
+
+
+@njit(nogil=True, cache=True)
+def _sort_row3(frames, i, n, lines):
+    i0, i1, i2 = np.uint64(i), np.uint64(i + 1), np.uint64(i + 2)
+    for x in range(n):
+        y = np.uint64(x)
+        lines[x], lines[LINE + x], lines[2 * LINE + x] = sort3(frames[i0 + y], frames[i1 + y], frames[i2 + y])
+
+
+@njit(nogil=True, cache=True)
+def _filter_row3(frames, i, n, before, centre, out, o):
+    """Sort the row after `centre`, at `i`, and give the medians around `centre`; `before` then holds the new row."""
+    i0, i1, i2, o = np.uint64(i), np.uint64(i + 1), np.uint64(i + 2), np.uint64(o)
+    for x in range(n):
+        y = np.uint64(x)
+        c0, c1, c2 = sort3(frames[i0 + y], frames[i1 + y], frames[i2 + y])
+        out[o + y] = median9(
+            before[x],
+            before[LINE + x],
+            before[2 * LINE + x],
+            centre[x],
+            centre[LINE + x],
+            centre[2 * LINE + x],
+            c0,
+            c1,
+            c2,
+        )
+        before[x], before[LINE + x], before[2 * LINE + x] = c0, c1, c2
+
+
+@njit(nogil=True, cache=True)
+def _border3(frames, above, centre, below, x, inner):
+    """Median at the first or last column `x`, which stands for the one outside too."""
+    a, b, c = frames[above + x], frames[centre + x], frames[below + x]
+    a0, a1, a2 = sort3(a, a, frames[above + inner])
+    b0, b1, b2 = sort3(b, b, frames[centre + inner])
+    c0, c1, c2 = sort3(c, c, frames[below + inner])
+    return median9(a0, a1, a2, b0, b1, b2, c0, c1, c2)
+
+
+@njit(nogil=True, cache=True)
+def _filter3(frames, height, width, out, spots, limits):
+    """3 x 3 medians of frames one after another into `out`; cleaned frames, where `spots` is not empty."""
+    even, odd = np.empty(3 * LINE, frames.dtype), np.empty(3 * LINE, frames.dtype)
+    medians = np.empty(LINE, frames.dtype)
+    clean = spots.size > 0
+    for frame in range(0, frames.size, height * width):
+        for left in range(0, width, STRIP):
+            right = min(left + STRIP, width)
+            first, last = max(left, 1), min(right, width - 1)  # columns with both neighbours
+            whole = (last - first + LANES - 1) // LANES * LANES if right - left == width else last - first
+            _sort_row3(frames, frame + first - 1, last - first, even)
+            _sort_row3(frames, frame + first - 1, last - first, odd)
+            for r in range(height):
+                row = frame + r * width
+                above, below = max(row - width, frame), min(row, frame + (height - 2) * width) + width
+                target, t = (medians, 0) if clean else (out, row + left)
+                # whole vectors reach into rows that are written later; not past the end of the array
+                n = whole if max(below + first - 1 + 2, row + first) + whole <= frames.size else last - first
+                if r % 2:
+                    _filter_row3(frames, below + first - 1, n, odd, even, target, t + first - left)
+                else:
+                    _filter_row3(frames, below + first - 1, n, even, odd, target, t + first - left)
+                if left == 0:
+                    target[t] = _border3(frames, above, row, below, 0, min(1, width - 1))
+                if right == width:
+                    x = width - 1
+                    target[t + x - left] = _border3(frames, above, row, below, x, max(x - 1, 0))
+                if clean:
+                    _replace_spots(frames, row + left, medians, 0, right - left, out, spots, limits)
+
+
+@njit(nogil=True, cache=True)
+def _pad_row(frames, row, width, left, n, lines, k):
+    """Copy columns `left` to `left + n` of a row into a line, with two neighbours on either side."""
+    k, i = np.uint64(k * LINE), np.uint64(row + left)
+    two = np.uint64(2)
+    for x in range(n):
+        lines[k + two + np.uint64(x)] = frames[i + np.uint64(x)]
+    for x in (-2, -1, n, n + 1):
+        lines[k + np.uint64(2 + x)] = frames[row + min(max(left + x, 0), width - 1)]
+
+
+# lines of the work array of 5 x 5: two padded rows, the sorted ten of the rows before and at the first of two
+# centres, the sorted five of the row at the second, and the medians of both
+PAIR, SECOND, MEDIANS = 2 * LINE, 12 * LINE, 17 * LINE
+
+
+@njit
+def _get5(lines, x):
+    return lines[x], lines[x + LINE], lines[x + 2 * LINE], lines[x + 3 * LINE], lines[x + 4 * LINE]
+
+
+@njit
+def _put5(lines, x, five):
+    lines[x], lines[x + LINE], lines[x + 2 * LINE], lines[x + 3 * LINE], lines[x + 4 * LINE] = five
+
+
+@njit
+def _sort_padded5(lines, x):
+    return sort5(lines[x], lines[x + 1], lines[x + 2], lines[x + 3], lines[x + 4])
+
+
+@njit(nogil=True, cache=True)
+def _start_rows5(lines, n, even, odd):
+    """Sort the padded first row (line 0), which stands for those above it too, and the second (line 1)."""
+    for x in range(n):
+        first = _sort_padded5(lines, x)
+        ten = merge5(*first, *first)
+        _put5(even, x, first)
+        _put5(odd, x, first)
+        _put5(lines, PAIR + x, ten[:5])
+        _put5(lines, PAIR + 5 * LINE + x, ten[5:])
+        _put5(lines, SECOND + x, _sort_padded5(lines, LINE + x))
+
+
+@njit(nogil=True, cache=True)
+def _filter_rows5(lines, n, outer):
+    """Medians around two rows r, r + 1, from the padded rows r + 2, r + 3; `outer` is row r - 2, then row r + 2."""
+    for x in range(n):
+        third = _sort_padded5(lines, x)
+        fourth = _sort_padded5(lines, LINE + x)
+        ten = merge5(*_get5(lines, SECOND + x), *third)
+        middle = middle6(*_get5(lines, PAIR + x), *_get5(lines, PAIR + 5 * LINE + x), *ten)
+        lines[MEDIANS + x] = median11(*middle, *_get5(outer, x))
+        lines[MEDIANS + LINE + x] = median11(*middle, *fourth)
+        _put5(outer, x, third)
+        _put5(lines, SECOND + x, fourth)
+        _put5(lines, PAIR + x, ten[:5])
+        _put5(lines, PAIR + 5 * LINE + x, ten[5:])
+
+
+@njit(nogil=True, cache=True)
+def _copy_row(medians, m, n, out, o):
+    m, o = np.uint64(m), np.uint64(o)
+    for x in range(n):
+        out[o + np.uint64(x)] = medians[m + np.uint64(x)]
+
+
+@njit(nogil=True, cache=True)
+def _filter5(frames, height, width, out, spots, limits):
+    """5 x 5 medians of frames one after another into `out`; cleaned frames, where `spots` is not empty."""
+    lines = np.empty(19 * LINE, frames.dtype)
+    even, odd = np.empty(5 * LINE, frames.dtype), np.empty(5 * LINE, frames.dtype)
+    for frame in range(0, frames.size, height * width):
+        last = frame + (height - 1) * width
+        for left in range(0, width, STRIP):
+            n = min(STRIP, width - left)
+            whole = (n + LANES - 1) // LANES * LANES
+            _pad_row(frames, frame, width, left, n, lines, 0)
+            _pad_row(frames, min(frame + width, last), width, left, n, lines, 1)
+            _start_rows5(lines, whole, even, odd)
+            for r in range(0, height, 2):
+                row = frame + r * width
+                _pad_row(frames, min(row + 2 * width, last), width, left, n, lines, 0)
+                _pad_row(frames, min(row + 3 * width, last), width, left, n, lines, 1)
+                if r % 4:
+                    _filter_rows5(lines, whole, odd)
+                else:
+                    _filter_rows5(lines, whole, even)
+                for k in range(min(2, height - r)):
+                    o, m = row + k * width + left, MEDIANS + k * LINE
+                    if spots.size > 0:
+                        _replace_spots(frames, o, lines, m, n, out, spots, limits)
+                    else:
+                        _copy_row(lines, m, n, out, o)
+
+
+def median_frames(frames: np.ndarray, *, size: int) -> np.ndarray:
+    """Running median of each frame, the border value repeated outside.
+
+    Equal to ``scipy.ndimage.median_filter(mode="nearest")`` with a window of 1 along the leading axes, but for the
+    sign of a zero. A window that holds NaN gives one of its values or NaN, not said which.
+
+    Parameters
+    ----------
+    frames : (..., Y, X) ndarray
+        One of `DTYPES`.
+    size : int
+        Side of the window in pixels, one of `SIZES`.
+
+    Returns
+    -------
+    (..., Y, X) ndarray
+        In the dtype of `frames`.
+    """
+    return _run(frames, size, np.empty(0, np.bool_), _limits(frames.dtype, 0.0, "both"))
+
+
+def clean_frames(frames: np.ndarray, *, size: int, threshold: float, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Replace spots by the running median, in one pass; see `niseg_gpu.spots.remove_spots`.
+
+    Parameters
+    ----------
+    frames : (..., Y, X) ndarray
+        One of `DTYPES`.
+    size : int
+        Side of the window in pixels, one of `SIZES`.
+    threshold : float
+        Not negative.
+    kind : {"bright", "dark", "both"}
+
+    Returns
+    -------
+    cleaned : (..., Y, X) ndarray
+        In the dtype of `frames`. A NaN is never a spot; what it does to its neighbours' medians, see `median_frames`.
+    spots : (..., Y, X) bool ndarray
+    """
+    spots = np.empty(frames.shape, np.bool_)
+    return _run(frames, size, spots, _limits(frames.dtype, threshold, kind)), spots
+
+
+def covers(dtype: Any, size: tuple[int, ...]) -> bool:
+    """Whether these kernels have the dtype and the window, given per axis."""
+    *leading, height, width = size
+    return np.dtype(dtype) in DTYPES and height == width and height in SIZES and all(n == 1 for n in leading)
+
+
+def _run(frames: np.ndarray, size: int, spots: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    flat = np.ascontiguousarray(frames).reshape(-1)
+    flat.flags.writeable = False  # one signature to compile, whether or not the caller may write to them
+    out = np.empty(frames.shape, frames.dtype)
+    if flat.size:
+        {3: _filter3, 5: _filter5}[size](flat, *frames.shape[-2:], out.reshape(-1), spots.reshape(-1), limits)
+    return out
+
+
+def _limits(dtype: np.dtype, threshold: float, kind: str) -> np.ndarray:
+    """Greatest difference above and below the median that is no spot, in the type that holds every difference."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # NumPy too compares with the threshold in the dtype of the image
+            limit, never = dtype.type(threshold), np.inf
+        differences = dtype
+    else:
+        differences = np.dtype(f"u{dtype.itemsize}")
+        never = np.iinfo(differences).max
+        limit = math.floor(min(threshold, never))
+    return np.array([never if kind == "dark" else limit, never if kind == "bright" else limit], differences)
