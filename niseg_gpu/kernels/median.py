@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from niseg_gpu.kernels.networks import median3, median9, median11, merge5, middle6, sort3, sort5
+from niseg_gpu.kernels.networks import median9, median11, merge5, middle6, sort3, sort5
 
 SIZES = (3, 5)
 DTYPES = frozenset(np.dtype(t) for t in ("uint8", "uint16", "int16", "int32", "float32"))
@@ -40,32 +40,25 @@ def _replace_spots(frames, i, medians, m, n, out, spots, limits):
 
 
 @njit(nogil=True, cache=True)
-def _sort_row3(frames, i, n, lines):
+def _sort_row3(frames, i, first, end, lines):
+    """Sort a row in threes into `lines`, columns `first` to `end`; the left neighbour of column 0 lies at `i`."""
     i0, i1, i2 = np.uint64(i), np.uint64(i + 1), np.uint64(i + 2)
-    for x in range(n):
-        y = np.uint64(x)
-        lines[x], lines[LINE + x], lines[2 * LINE + x] = sort3(frames[i0 + y], frames[i1 + y], frames[i2 + y])
+    line1, line2 = np.uint64(LINE), np.uint64(2 * LINE)
+    for x in range(np.uint64(first), np.uint64(max(first, end))):
+        lines[x], lines[line1 + x], lines[line2 + x] = sort3(frames[i0 + x], frames[i1 + x], frames[i2 + x])
 
 
 @njit(nogil=True, cache=True)
-def _filter_row3(frames, i, n, before, centre, out, o):
+def _filter_row3(frames, i, first, end, before, centre, out, o):
     """Sort the row after `centre`, at `i`, and give the medians around `centre`; `before` then holds the new row."""
     i0, i1, i2, o = np.uint64(i), np.uint64(i + 1), np.uint64(i + 2), np.uint64(o)
-    for x in range(n):
-        y = np.uint64(x)
-        c0, c1, c2 = sort3(frames[i0 + y], frames[i1 + y], frames[i2 + y])
-        out[o + y] = median9(
-            before[x],
-            before[LINE + x],
-            before[2 * LINE + x],
-            centre[x],
-            centre[LINE + x],
-            centre[2 * LINE + x],
-            c0,
-            c1,
-            c2,
-        )
-        before[x], before[LINE + x], before[2 * LINE + x] = c0, c1, c2
+    line1, line2 = np.uint64(LINE), np.uint64(2 * LINE)
+    for x in range(np.uint64(first), np.uint64(max(first, end))):
+        a0, a1, a2 = before[x], before[line1 + x], before[line2 + x]
+        b0, b1, b2 = centre[x], centre[line1 + x], centre[line2 + x]
+        c0, c1, c2 = sort3(frames[i0 + x], frames[i1 + x], frames[i2 + x])
+        out[o + x] = median9(a0, a1, a2, b0, b1, b2, c0, c1, c2)
+        before[x], before[line1 + x], before[line2 + x] = c0, c1, c2
 
 
 @njit(nogil=True, cache=True)
@@ -85,29 +78,31 @@ def _filter3(frames, height, width, out, spots, limits):
     medians = np.empty(LINE, frames.dtype)
     clean = spots.size > 0
     for frame in range(0, frames.size, height * width):
+        bottom = frame + (height - 1) * width
         for left in range(0, width, STRIP):
-            right = min(left + STRIP, width)
-            first, last = max(left, 1), min(right, width - 1)  # columns with both neighbours
-            whole = (last - first + LANES - 1) // LANES * LANES if right - left == width else last - first
-            _sort_row3(frames, frame + first - 1, last - first, even)
-            _sort_row3(frames, frame + first - 1, last - first, odd)
+            n = min(STRIP, width - left)
+            whole = (n + LANES - 1) // LANES * LANES if n == width else n
+            edge = 1 if left + n == width else 0
+            for lines in (even, odd):
+                _sort_row3(frames, frame + left - 1, 1 if left == 0 else 0, n - edge, lines)
             for r in range(height):
                 row = frame + r * width
-                above, below = max(row - width, frame), min(row, frame + (height - 2) * width) + width
+                above, below = max(row - width, frame), min(row + width, bottom)
                 target, t = (medians, 0) if clean else (out, row + left)
-                # whole vectors reach into rows that are written later; not past the end of the array
-                n = whole if max(below + first - 1 + 2, row + first) + whole <= frames.size else last - first
+                # all columns at once, so that vectors are stored aligned; at the borders the result is put right below.
+                # Whole vectors reach into rows that are written later; nothing reaches outside the array.
+                first = 1 if below + left == 0 else 0
+                end = whole if max(below, row) + left + whole < frames.size else n - edge
                 if r % 2:
-                    _filter_row3(frames, below + first - 1, n, odd, even, target, t + first - left)
+                    _filter_row3(frames, below + left - 1, first, end, odd, even, target, t)
                 else:
-                    _filter_row3(frames, below + first - 1, n, even, odd, target, t + first - left)
+                    _filter_row3(frames, below + left - 1, first, end, even, odd, target, t)
                 if left == 0:
                     target[t] = _border3(frames, above, row, below, 0, min(1, width - 1))
-                if right == width:
-                    x = width - 1
-                    target[t + x - left] = _border3(frames, above, row, below, x, max(x - 1, 0))
+                if edge:
+                    target[t + n - 1] = _border3(frames, above, row, below, width - 1, max(width - 2, 0))
                 if clean:
-                    _replace_spots(frames, row + left, medians, 0, right - left, out, spots, limits)
+                    _replace_spots(frames, row + left, medians, 0, n, out, spots, limits)
 
 
 @njit(nogil=True, cache=True)
