@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from niseg_gpu.kernels.networks import median9, median11, merge5, middle6, sort3, sort5
+from niseg_gpu.kernels.networks import inline, median9, median11, merge5, middle6, sort3, sort5
 
 SIZES = (3, 5)
 DTYPES = frozenset(np.dtype(t) for t in ("uint8", "uint16", "int16", "int32", "float32"))
@@ -22,7 +22,7 @@ LANES = 32  # values of the widest vector: a loop over whole vectors has no slow
 LINE = STRIP + 3 * LANES  # no power of two, or all lines would meet in few sets of the cache
 
 
-@njit(nogil=True, cache=True)
+@inline
 def _replace_spots(frames, i, medians, m, n, out, spots, limits):
     """Where `frames` lies farther from `medians` than `limits` (above, below), take the median and mark it."""
     i, m = np.uint64(i), np.uint64(m)
@@ -39,7 +39,7 @@ def _replace_spots(frames, i, medians, m, n, out, spots, limits):
         spots[i + y] = spot
 
 
-@njit(nogil=True, cache=True)
+@inline
 def _sort_row3(frames, i, first, end, lines):
     """Sort a row in threes into `lines`, columns `first` to `end`; the left neighbour of column 0 lies at `i`."""
     i0, i1, i2 = np.uint64(i), np.uint64(i + 1), np.uint64(i + 2)
@@ -48,7 +48,7 @@ def _sort_row3(frames, i, first, end, lines):
         lines[x], lines[line1 + x], lines[line2 + x] = sort3(frames[i0 + x], frames[i1 + x], frames[i2 + x])
 
 
-@njit(nogil=True, cache=True)
+@inline
 def _filter_row3(frames, i, first, end, before, centre, out, o):
     """Sort the row after `centre`, at `i`, and give the medians around `centre`; `before` then holds the new row."""
     i0, i1, i2, o = np.uint64(i), np.uint64(i + 1), np.uint64(i + 2), np.uint64(o)
@@ -61,7 +61,7 @@ def _filter_row3(frames, i, first, end, before, centre, out, o):
         before[x], before[line1 + x], before[line2 + x] = c0, c1, c2
 
 
-@njit(nogil=True, cache=True)
+@inline
 def _border3(frames, above, centre, below, x, inner):
     """Median at the first or last column `x`, which stands for the one outside too."""
     a, b, c = frames[above + x], frames[centre + x], frames[below + x]
@@ -105,7 +105,7 @@ def _filter3(frames, height, width, out, spots, limits):
                     _replace_spots(frames, row + left, medians, 0, n, out, spots, limits)
 
 
-@njit(nogil=True, cache=True)
+@inline
 def _pad_row(frames, row, width, left, n, lines, k):
     """Copy columns `left` to `left + n` of a row into a line, with two neighbours on either side."""
     k, i = np.uint64(k * LINE), np.uint64(row + left)
@@ -121,22 +121,22 @@ def _pad_row(frames, row, width, left, n, lines, k):
 PAIR, SECOND, MEDIANS = 2 * LINE, 12 * LINE, 17 * LINE
 
 
-@njit
+@inline
 def _get5(lines, x):
     return lines[x], lines[x + LINE], lines[x + 2 * LINE], lines[x + 3 * LINE], lines[x + 4 * LINE]
 
 
-@njit
+@inline
 def _put5(lines, x, five):
     lines[x], lines[x + LINE], lines[x + 2 * LINE], lines[x + 3 * LINE], lines[x + 4 * LINE] = five
 
 
-@njit
+@inline
 def _sort_padded5(lines, x):
     return sort5(lines[x], lines[x + 1], lines[x + 2], lines[x + 3], lines[x + 4])
 
 
-@njit(nogil=True, cache=True)
+@inline
 def _start_rows5(lines, n, even, odd):
     """Sort the padded first row (line 0), which stands for those above it too, and the second (line 1)."""
     for x in range(n):
@@ -149,7 +149,7 @@ def _start_rows5(lines, n, even, odd):
         _put5(lines, SECOND + x, _sort_padded5(lines, LINE + x))
 
 
-@njit(nogil=True, cache=True)
+@inline
 def _filter_rows5(lines, n, outer):
     """Medians around two rows r, r + 1, from the padded rows r + 2, r + 3; `outer` is row r - 2, then row r + 2."""
     for x in range(n):
@@ -165,7 +165,7 @@ def _filter_rows5(lines, n, outer):
         _put5(lines, PAIR + 5 * LINE + x, ten[5:])
 
 
-@njit(nogil=True, cache=True)
+@inline
 def _copy_row(medians, m, n, out, o):
     m, o = np.uint64(m), np.uint64(o)
     for x in range(n):

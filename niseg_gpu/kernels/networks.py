@@ -8,37 +8,40 @@ from __future__ import annotations
 
 from numba import njit
 
+# called from compiled code only: without the wrappers for Python it compiles in two thirds of the time
+inline = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-@njit
+
+@inline
 def lesser(a, b):
     return a if a < b else b
 
 
-@njit
+@inline
 def greater(a, b):
     # not "a if a > b": so that lesser and greater return both values even where one is NaN
     return b if a < b else a
 
 
-@njit
+@inline
 def exchange(a, b):
     """The two in order."""
     return lesser(a, b), greater(a, b)
 
 
-@njit
+@inline
 def sort3(a, b, c):
     b, c = exchange(b, c)
     return lesser(a, b), greater(b, lesser(a, c)), greater(a, c)
 
 
-@njit
+@inline
 def median3(a, b, c):
     low, high = exchange(a, b)
     return greater(low, lesser(high, c))
 
 
-@njit
+@inline
 def median9(a0, a1, a2, b0, b1, b2, c0, c1, c2):
     """Median of three sorted triples: of the greatest minimum, the median of medians and the least maximum."""
     return median3(
@@ -48,7 +51,7 @@ def median9(a0, a1, a2, b0, b1, b2, c0, c1, c2):
     )
 
 
-@njit
+@inline
 def sort5(a, b, c, d, e):
     a, b = exchange(a, b)
     d, e = exchange(d, e)
@@ -62,7 +65,7 @@ def sort5(a, b, c, d, e):
     return a, b, c, d, e
 
 
-@njit
+@inline
 def merge5(a0, a1, a2, a3, a4, b0, b1, b2, b3, b4):
     """Merge two sorted fives into a sorted ten (Batcher's odd-even merge)."""
     a0, b0 = exchange(a0, b0)
@@ -81,7 +84,7 @@ def merge5(a0, a1, a2, a3, a4, b0, b1, b2, b3, b4):
     return a0, a1, a2, a3, a4, b1, b0, b3, b2, b4
 
 
-@njit
+@inline
 def middle6(a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, b0, b1, b2, b3, b4, b5, b6, b7, b8, b9):
     """The 8th to 13th of two sorted tens, sorted: an odd-even merge without what these six don't need."""
     b0 = greater(a0, b0)
@@ -112,7 +115,7 @@ def middle6(a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, b0, b1, b2, b3, b4, b5, b6, 
     return a7, a8, a9, b2, b3, b4
 
 
-@njit
+@inline
 def median11(a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4):
     """Median of a sorted six and a sorted five: the least, over all splits of six values, of the greatest taken."""
     low = lesser(lesser(greater(a0, b4), greater(a1, b3)), greater(a2, b2))
