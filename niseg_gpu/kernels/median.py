@@ -23,20 +23,21 @@ LINE = STRIP + 3 * LANES  # no power of two, or all lines would meet in few sets
 
 
 @inline
-def _replace_spots(frames, i, medians, m, n, out, spots, limits):
-    """Where `frames` lies farther from `medians` than `limits` (above, below), take the median and mark it."""
+def _replace_spot(value, median, bright, dark, limits):
+    """The median instead of a value that lies farther above it than `bright` or below it than `dark`, and whether."""
+    above = value > median
+    high, low = (value, median) if above else (median, value)
+    # in the unsigned type of the same width, that of the limits, no difference overflows
+    gap = limits.dtype.type(limits.dtype.type(high) - limits.dtype.type(low))
+    spot = gap > (bright if above else dark)
+    return median if spot else value, spot
+
+
+@inline
+def _replace_spots(frames, i, medians, m, n, out, spots, bright, dark, limits):
     i, m = np.uint64(i), np.uint64(m)
-    bright, dark = limits[0], limits[1]
-    for x in range(n):
-        y = np.uint64(x)
-        value, median = frames[i + y], medians[m + y]
-        above = value > median
-        high, low = (value, median) if above else (median, value)
-        # in the unsigned type of the same width no difference overflows
-        gap = limits.dtype.type(limits.dtype.type(high) - limits.dtype.type(low))
-        spot = gap > (bright if above else dark)
-        out[i + y] = median if spot else value
-        spots[i + y] = spot
+    for x in range(np.uint64(n)):
+        out[i + x], spots[i + x] = _replace_spot(frames[i + x], medians[m + x], bright, dark, limits)
 
 
 @inline
@@ -49,16 +50,29 @@ def _sort_row3(frames, i, first, end, lines):
 
 
 @inline
-def _filter_row3(frames, i, first, end, before, centre, out, o):
-    """Sort the row after `centre`, at `i`, and give the medians around `centre`; `before` then holds the new row."""
-    i0, i1, i2, o = np.uint64(i), np.uint64(i + 1), np.uint64(i + 2), np.uint64(o)
+def _median_row3(frames, i, x, before, centre):
+    """Median at column `x`; its three of the row after `centre`, at `i`, take the place of those `before`."""
     line1, line2 = np.uint64(LINE), np.uint64(2 * LINE)
+    a0, a1, a2 = before[x], before[line1 + x], before[line2 + x]
+    b0, b1, b2 = centre[x], centre[line1 + x], centre[line2 + x]
+    c0, c1, c2 = sort3(frames[i + x], frames[i + np.uint64(1) + x], frames[i + np.uint64(2) + x])
+    before[x], before[line1 + x], before[line2 + x] = c0, c1, c2
+    return median9(a0, a1, a2, b0, b1, b2, c0, c1, c2)
+
+
+@inline
+def _filter_row3(frames, i, first, end, before, centre, out, o):
+    i, o = np.uint64(i), np.uint64(o)
     for x in range(np.uint64(first), np.uint64(max(first, end))):
-        a0, a1, a2 = before[x], before[line1 + x], before[line2 + x]
-        b0, b1, b2 = centre[x], centre[line1 + x], centre[line2 + x]
-        c0, c1, c2 = sort3(frames[i0 + x], frames[i1 + x], frames[i2 + x])
-        out[o + x] = median9(a0, a1, a2, b0, b1, b2, c0, c1, c2)
-        before[x], before[line1 + x], before[line2 + x] = c0, c1, c2
+        out[o + x] = _median_row3(frames, i, x, before, centre)
+
+
+@inline
+def _clean_row3(frames, i, first, end, before, centre, out, o, spots, bright, dark, limits):
+    i, o = np.uint64(i), np.uint64(o)
+    for x in range(np.uint64(first), np.uint64(max(first, end))):
+        median = _median_row3(frames, i, x, before, centre)
+        out[o + x], spots[o + x] = _replace_spot(frames[o + x], median, bright, dark, limits)
 
 
 @inline
@@ -75,8 +89,7 @@ def _border3(frames, above, centre, below, x, inner):
 def _filter3(frames, height, width, out, spots, limits):
     """3 x 3 medians of frames one after another into `out`; cleaned frames, where `spots` is not empty."""
     even, odd = np.empty(3 * LINE, frames.dtype), np.empty(3 * LINE, frames.dtype)
-    medians = np.empty(LINE, frames.dtype)
-    clean = spots.size > 0
+    clean, bright, dark = spots.size > 0, limits[0], limits[1]
     for frame in range(0, frames.size, height * width):
         bottom = frame + (height - 1) * width
         for left in range(0, width, STRIP):
@@ -88,21 +101,23 @@ def _filter3(frames, height, width, out, spots, limits):
             for r in range(height):
                 row = frame + r * width
                 above, below = max(row - width, frame), min(row + width, bottom)
-                target, t = (medians, 0) if clean else (out, row + left)
+                before, centre = (odd, even) if r % 2 else (even, odd)
                 # all columns at once, so that vectors are stored aligned; at the borders the result is put right below.
                 # Whole vectors reach into rows that are written later; nothing reaches outside the array.
                 first = 1 if below + left == 0 else 0
                 end = whole if max(below, row) + left + whole < frames.size else n - edge
-                if r % 2:
-                    _filter_row3(frames, below + left - 1, first, end, odd, even, target, t)
-                else:
-                    _filter_row3(frames, below + left - 1, first, end, even, odd, target, t)
-                if left == 0:
-                    target[t] = _border3(frames, above, row, below, 0, min(1, width - 1))
-                if edge:
-                    target[t + n - 1] = _border3(frames, above, row, below, width - 1, max(width - 2, 0))
+                i, o = below + left - 1, row + left
                 if clean:
-                    _replace_spots(frames, row + left, medians, 0, n, out, spots, limits)
+                    _clean_row3(frames, i, first, end, before, centre, out, o, spots, bright, dark, limits)
+                else:
+                    _filter_row3(frames, i, first, end, before, centre, out, o)
+                for x in (0, width - 1):
+                    if left <= x < left + n:
+                        inner = min(max(x - 1, 0), width - 1) if x else min(1, width - 1)
+                        median = _border3(frames, above, row, below, x, inner)
+                        if clean:
+                            median, spots[row + x] = _replace_spot(frames[row + x], median, bright, dark, limits)
+                        out[row + x] = median
 
 
 @inline
@@ -177,6 +192,7 @@ def _filter5(frames, height, width, out, spots, limits):
     """5 x 5 medians of frames one after another into `out`; cleaned frames, where `spots` is not empty."""
     lines = np.empty(19 * LINE, frames.dtype)
     even, odd = np.empty(5 * LINE, frames.dtype), np.empty(5 * LINE, frames.dtype)
+    clean, bright, dark = spots.size > 0, limits[0], limits[1]
     for frame in range(0, frames.size, height * width):
         last = frame + (height - 1) * width
         for left in range(0, width, STRIP):
@@ -195,8 +211,8 @@ def _filter5(frames, height, width, out, spots, limits):
                     _filter_rows5(lines, whole, even)
                 for k in range(min(2, height - r)):
                     o, m = row + k * width + left, MEDIANS + k * LINE
-                    if spots.size > 0:
-                        _replace_spots(frames, o, lines, m, n, out, spots, limits)
+                    if clean:
+                        _replace_spots(frames, o, lines, m, n, out, spots, bright, dark, limits)
                     else:
                         _copy_row(lines, m, n, out, o)
 
