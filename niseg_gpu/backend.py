@@ -46,7 +46,7 @@ class Cpu:
     name = "cpu"
     uses = {
         "overlap_correct": "numba (own kernel)",
-        "remove_spots": "scipy.ndimage.median_filter",
+        "remove_spots": "numba (own kernel) for sizes 3 and 5, scipy.ndimage.median_filter for others",
         "kmeans": "sklearn.cluster.KMeans (lloyd)",
         "everything else": "numpy",
     }
@@ -57,9 +57,23 @@ class Cpu:
 
     def median(self, image: np.ndarray, *, size: tuple[int, ...]) -> np.ndarray:
         """Running median over a window of `size` per axis, the border value repeated outside."""
+        from niseg_gpu.kernels import median
+
+        if median.covers(image.dtype, size):
+            return median.median_frames(image, size=size[-1])
         from scipy.ndimage import median_filter
 
         return median_filter(image, size=size, mode="nearest")
+
+    def clean_spots(
+        self, image: np.ndarray, *, size: int, threshold: float, kind: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`."""
+        from niseg_gpu.kernels import median, spots_xp
+
+        if median.covers(image.dtype, (size, size)) and threshold >= 0:
+            return median.clean_frames(image, size=size, threshold=threshold, kind=kind)
+        return spots_xp.clean_spots_xp(image, xp=np, median=self.median, size=size, threshold=threshold, kind=kind)
 
     def correct_window(self, counts: np.ndarray, out: np.ndarray, **window: Any) -> np.ndarray:
         from niseg_gpu.kernels.overlap import correct_window_cpu
@@ -124,6 +138,11 @@ class Gpu:
 
     def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
         return self._median(image, size, mode="nearest")
+
+    def clean_spots(self, image: Any, *, size: int, threshold: float, kind: str) -> tuple[Any, Any]:
+        from niseg_gpu.kernels.spots_xp import clean_spots_xp
+
+        return clean_spots_xp(image, xp=self.xp, median=self.median, size=size, threshold=threshold, kind=kind)
 
     def correct_window(self, counts: Any, out: Any, **window: Any) -> Any:
         from niseg_gpu.kernels.overlap import correct_window_xp

@@ -21,7 +21,8 @@ def remove_spots(
     """Replace spots by the median of their surroundings.
 
     A value f is a spot where it differs from the median of its `size` x `size` window by more than `threshold`:
-    ``threshold < |f - median|`` for ``both``, ``f - median`` for ``bright``, ``median - f`` for ``dark``.
+    ``threshold < |f - median|`` for ``both``, ``f - median`` for ``bright``, ``median - f`` for ``dark``. Differences
+    of integers are exact in any type. A NaN is never a spot; the medians of windows that hold one are not defined.
 
     Parameters
     ----------
@@ -41,18 +42,9 @@ def remove_spots(
     spots : (..., Y, X) bool array
     """
     check_remove_spots(None, size=size, threshold=threshold)
-    backend = backend_of(image)
-    xp = backend.xp
-    median = backend.median(image, size=(1,) * (image.ndim - 2) + (size, size))
-    # the larger minus the smaller: unsigned integers don't wrap, floats give |f - median| exactly
-    if kind == "both":
-        spots = xp.maximum(image, median) - xp.minimum(image, median) > threshold
-    elif kind == "bright":
-        spots = (image > median) & (image - xp.minimum(image, median) > threshold)
-    else:
-        spots = (image < median) & (median - xp.minimum(image, median) > threshold)
+    cleaned, spots = backend_of(image).clean_spots(image, size=size, threshold=float(threshold), kind=kind)
     count("spots replaced", spots)
-    return xp.where(spots, median, image), spots
+    return cleaned, spots
 
 
 def check_remove_spots(before: Any, *, size: int = 3, threshold: float, kind: str = "both") -> None:
