@@ -85,6 +85,11 @@ class Cpu:
 
         write_spectra_cpu(block, rows)
 
+    def sum_by_label(self, rows: np.ndarray, labels: np.ndarray, *, n_labels: int) -> np.ndarray:
+        from niseg_gpu.kernels.sums import sum_by_label_cpu
+
+        return sum_by_label_cpu(rows, labels, n_labels=n_labels)
+
     def run_lloyd(self, pixels: np.ndarray, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
         """k-means from given centroids with scikit-learn's stop rules; may centre `pixels` in place and back."""
         import warnings
@@ -151,6 +156,11 @@ class Gpu:
 
     def write_spectra(self, block: Any, rows: Any) -> None:
         rows[...] = block.T
+
+    def sum_by_label(self, rows: Any, labels: Any, *, n_labels: int) -> Any:
+        from niseg_gpu.kernels.sums import sum_by_label_xp
+
+        return sum_by_label_xp(rows, labels, xp=self.xp, n_labels=n_labels)
 
     def run_lloyd(self, pixels: Any, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
         def iterate(data: Any, start: Any) -> tuple[Any, Any, float]:
@@ -299,15 +309,6 @@ def why_no_gpu() -> str:
     except Exception as error:  # drivers and loaders fail in ways of their own; the reason is passed on in words
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return ""
-
-
-def seed_centroids(pixels: np.ndarray, *, n_clusters: int, seed: int, init: str) -> np.ndarray:
-    """Draw starting centroids on the host, so that both devices start from the same ones."""
-    if init == "random":
-        return pixels[np.random.default_rng(seed).choice(len(pixels), n_clusters, replace=False)]
-    from sklearn.cluster import kmeans_plusplus
-
-    return kmeans_plusplus(pixels, n_clusters, random_state=seed)[0]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Le
 
-from niseg_gpu.backend import backend_of, seed_centroids
+from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 
 SEEDING_PIXELS = 16_384
@@ -180,15 +180,51 @@ def read_centroids(init: Any, *, shape: tuple[int, int]) -> np.ndarray:
 def mean_spectra(pixels: Any, labels: Any, *, n_clusters: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each cluster's mean spectrum (k, features) float32 and its number of pixels, summed in float64."""
     backend = backend_of(pixels)
-    xp = backend.xp
-    sums = xp.zeros((n_clusters, pixels.shape[1]), dtype=xp.float64)
-    clusters = xp.arange(n_clusters)[:, None]
-    for start in range(0, len(pixels), BLOCK_PIXELS):
-        member = xp.astype(clusters == labels[None, start : start + BLOCK_PIXELS], xp.float64)
-        sums += member @ xp.astype(pixels[start : start + BLOCK_PIXELS], xp.float64)
-    sizes = backend.to_host(xp.bincount(labels, minlength=n_clusters)).astype(np.int64)
-    means = backend.to_host(sums) / np.maximum(sizes, 1)[:, None]
-    return means.astype(np.float32), sizes
+    sums = backend.to_host(backend.sum_by_label(pixels, labels, n_labels=n_clusters))
+    sizes = backend.to_host(backend.xp.bincount(labels, minlength=n_clusters)).astype(np.int64)
+    return (sums / np.maximum(sizes, 1)[:, None]).astype(np.float32), sizes
+
+
+def seed_centroids(sample: np.ndarray, *, n_clusters: int, seed: int, init: str) -> np.ndarray:
+    """Draw starting centroids from a sample of pixels, on the host, so that both devices start from the same ones.
+
+    Parameters
+    ----------
+    sample : (n, features) float32 ndarray
+    n_clusters : int
+    seed : int
+    init : {"k-means++", "random"}
+        ``k-means++`` draws each centroid with a probability in proportion to the squared distance to those there,
+        the best of 2 + log(n_clusters) candidates each time, as scikit-learn does.
+
+    Returns
+    -------
+    (n_clusters, features) float32 ndarray
+        Rows of `sample`.
+    """
+    rng = np.random.default_rng(seed)
+    if init == "random":
+        return sample[rng.choice(len(sample), n_clusters, replace=False)]
+    centred = sample - sample.mean(axis=0)  # float32 distances cancel where the mean is large
+    norms = np.einsum("ij,ij->i", centred, centred)
+    chosen = [int(rng.integers(len(sample)))]
+    nearest = _distances(centred, norms, chosen)[0]
+    while len(chosen) < n_clusters:
+        total = np.cumsum(nearest, dtype=np.float64)
+        draws = rng.random(2 + int(np.log(n_clusters))) * total[-1]
+        candidates = np.minimum(np.searchsorted(total, draws), len(sample) - 1)
+        closer = np.minimum(nearest, _distances(centred, norms, candidates))
+        best = int(closer.sum(axis=1, dtype=np.float64).argmin())
+        chosen.append(int(candidates[best]))
+        nearest = closer[best]
+    return sample[chosen]
+
+
+def _distances(centred: np.ndarray, norms: np.ndarray, rows: Any) -> np.ndarray:
+    """Squared distances of all points to some of them, (rows, points)."""
+    squared = norms[rows][:, None] - 2 * (centred[rows] @ centred.T) + norms
+    squared[np.arange(len(rows)), rows] = 0
+    return np.maximum(squared, 0)
 
 
 def check_kmeans(before: Any, *, n_clusters: int = 8, init: Any = "k-means++", **_: Any) -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.cluster import KMeans
 
-from niseg_gpu import backend as backend_module
 from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, backend_of, iterate_lloyd, select, why_no_gpu
 from niseg_gpu.errors import UserError
 
@@ -139,13 +138,19 @@ def test_an_empty_cluster_is_refilled() -> None:
     assert sorted(np.bincount(found.labels, minlength=3)) == [1, 2, 2]
 
 
-def test_seeds_are_the_same_for_both_devices() -> None:
-    pixels = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    for init in ("k-means++", "random"):
-        first = backend_module.seed_centroids(pixels, n_clusters=4, seed=3, init=init)
-        again = backend_module.seed_centroids(pixels.copy(), n_clusters=4, seed=3, init=init)
-        np.testing.assert_array_equal(first, again)
-        assert all((pixels == row).all(1).any() for row in first)
+@given(hnp.arrays(np.float32, (30, 7), elements=st.floats(-1e3, 1e3, width=32)), st.integers(1, 5))
+def test_sums_by_label_agree(rows, n_labels) -> None:
+    from niseg_gpu.kernels.sums import sum_by_label_cpu, sum_by_label_xp
+
+    labels = (np.arange(30, dtype=np.int32) * 7) % n_labels
+    expected = np.stack([rows[labels == k].sum(0, dtype=float) for k in range(n_labels)])
+    on_device = [array_api_strict.asarray(a, device=array_api_strict.Device("CPU_DEVICE")) for a in (rows, labels)]
+    for found in (
+        sum_by_label_cpu(rows, labels, n_labels=n_labels),
+        sum_by_label_xp(rows, labels, xp=np, n_labels=n_labels, block=7),
+        sum_by_label_xp(*on_device, xp=array_api_strict, n_labels=n_labels, block=30),
+    ):
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-9)
 
 
 @given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=80)))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.errors import UserError
-from niseg_gpu.kmeans import PixelTable, fit_kmeans, mean_spectra
+from niseg_gpu.kmeans import PixelTable, fit_kmeans, mean_spectra, seed_centroids
 
 
 def clustered_stack(*, features: int = 12, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
@@ -142,3 +142,26 @@ def test_mean_spectra_are_summed_in_float64() -> None:
     means, sizes = mean_spectra(pixels, np.zeros(300_000, np.int32), n_clusters=2)
     np.testing.assert_allclose(means[0], np.float32(16_777.217), rtol=1e-6)
     assert sizes.tolist() == [300_000, 0]
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_seeds_are_pixels_drawn_once_and_the_same_each_time(init) -> None:
+    pixels = np.random.default_rng(0).normal(5000, 1, (50, 3)).astype(np.float32)
+    seeds = seed_centroids(pixels, n_clusters=50, seed=3, init=init)
+    np.testing.assert_array_equal(seeds, seed_centroids(pixels.copy(), n_clusters=50, seed=3, init=init))
+    assert sorted(map(tuple, seeds)) == sorted(map(tuple, pixels))
+
+
+def test_seeding_is_as_good_as_sklearns() -> None:
+    pixels = clustered_stack(features=40, seed=2).reshape(40, -1).T + np.float32(5000)
+
+    def potential(centroids: np.ndarray) -> float:
+        return float(((pixels[:, None].astype(float) - centroids) ** 2).sum(2).min(1).sum())
+
+    ours = [potential(seed_centroids(pixels, n_clusters=4, seed=s, init="k-means++")) for s in range(20)]
+    theirs = [potential(kmeans_plusplus(pixels, 4, random_state=s)[0]) for s in range(20)]
+    assert np.median(ours) < 1.1 * np.median(theirs)
+
+
+def test_seeding_from_equal_pixels_still_gives_enough() -> None:
+    assert seed_centroids(np.ones((5, 2), np.float32), n_clusters=3, seed=0, init="k-means++").shape == (3, 2)

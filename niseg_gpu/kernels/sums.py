@@ -1,0 +1,33 @@
+"""Summing spectra by cluster, each read once and summed in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_rows(rows, labels, sums):
+    for i in range(rows.shape[0]):
+        total = sums[labels[i]]
+        for j in range(rows.shape[1]):
+            total[j] += rows[i, j]
+
+
+def sum_by_label_cpu(rows: np.ndarray, labels: np.ndarray, *, n_labels: int) -> np.ndarray:
+    """Return the sum of `rows` (n, features) of each label, (n_labels, features) float64."""
+    sums = np.zeros((n_labels, rows.shape[1]))
+    _sum_rows(rows, labels, sums)
+    return sums
+
+
+def sum_by_label_xp(rows: Any, labels: Any, *, xp: Any, n_labels: int, block: int = 8192) -> Any:
+    """The same in whole-array calls of the namespace `xp`, as products with the labels' indicator."""
+    sums = xp.zeros((n_labels, rows.shape[1]), dtype=xp.float64)
+    numbers = xp.arange(n_labels)[:, None]
+    for start in range(0, rows.shape[0], block):
+        member = xp.astype(numbers == labels[None, start : start + block], xp.float64)
+        sums += member @ xp.astype(rows[start : start + block, ...], xp.float64)
+    return sums
