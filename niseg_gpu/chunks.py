@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-BLOCK_BYTES = 96 * 2**20
+BLOCK_BYTES = 32 * 2**20  # small enough that the allocator takes freed blocks again, without page faults
 Region = tuple[slice, ...]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.gate import gated
 from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
 from niseg_gpu.pipeline.engine import Applied, Engine
 from niseg_gpu.pipeline.parse import parse_steps
@@ -78,7 +79,8 @@ def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: An
     image = engine.apply(stack, [], whole=OPS[step.name].whole).image
     table = PixelTable(engine.backend, shape=image.shape, features="tof" in image.dims)
     with dask.config.set(scheduler="threads", num_workers=engine.workers):
-        da.store([image.data], [table], lock=False)
+        with gated([table]) as targets:
+            da.store([image.data], targets, lock=False)
     with limit_threads(engine.workers):
         return fit_kmeans(table, **step.parameters)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.backend import count_cores, limit_threads, select
+from niseg_gpu.io.gate import gated
 from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
@@ -171,7 +172,6 @@ def store_blocks(
     """Compute every block once and write it wherever it is wanted."""
     import dask.array as da
 
-    from niseg_gpu.io.gate import gated
     from niseg_gpu.io.zarr import align_chunks, create_array
 
     backend, clock, kept = session.engine.backend, session.clock, session.pipeline.output.arrays
@@ -214,7 +214,8 @@ def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> Pixe
 
     table = PixelTable(session.engine.backend, shape=image.shape, features="tof" in image.dims)
     watch = SumTarget(session.engine.backend, shape=image.shape, dtype=np.float64, progress=progress)
-    da.store([image.data, image.data], [table, watch], lock=False)
+    with gated([table, watch]) as targets:
+        da.store([image.data, image.data], targets, lock=False)
     return table
 
 
