@@ -61,6 +61,12 @@ class Cpu:
 
         return median_filter(image, size=size, mode="nearest")
 
+    def label(self, mask: np.ndarray) -> tuple[np.ndarray, int]:
+        """Number the spots of each frame (the last two axes) from 1, 8-connected; also return how many there are."""
+        from scipy.ndimage import label
+
+        return label(mask, structure=neighbours_in_frame(mask.ndim))
+
     def correct_window(self, counts: np.ndarray, out: np.ndarray, **window: Any) -> np.ndarray:
         from niseg_gpu.kernels.overlap import correct_window_cpu
 
@@ -125,6 +131,10 @@ class Gpu:
     def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
         return self._median(image, size, mode="nearest")
 
+    def label(self, mask: Any) -> tuple[Any, int]:
+        label = importlib.import_module("cupyx.scipy.ndimage").label
+        return label(mask, structure=neighbours_in_frame(mask.ndim))
+
     def correct_window(self, counts: Any, out: Any, **window: Any) -> Any:
         from niseg_gpu.kernels.overlap import correct_window_xp
 
@@ -154,6 +164,13 @@ class Gpu:
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
         return f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
+
+
+def neighbours_in_frame(ndim: int) -> np.ndarray:
+    """Return the 3×3 pixels around one as a structuring element that reaches into no other frame."""
+    structure = np.zeros((3,) * ndim, dtype=bool)
+    structure[(1,) * (ndim - 2)] = True
+    return structure
 
 
 class _Standard:
