@@ -153,8 +153,9 @@ class _Bins:
         """The lowest score of each bin in use, ascending, and how many true and other pixels are in it."""
         keys = np.flatnonzero(self.counts.any(axis=0))
         low = (keys << _DROPPED_BITS).astype(np.uint32)
-        values = np.where(low & _SIGN, low ^ _SIGN, ~low).view(np.float32).astype(float)
-        return np.nan_to_num(values, nan=-np.inf, posinf=np.inf), *self.counts[:, keys]
+        values = np.where(low & _SIGN, low ^ _SIGN, ~low).view(np.float32)
+        values[np.isnan(values)] = -np.inf  # what lies below it in its bin would be NaN
+        return values.astype(float), *self.counts[:, keys]
 
 
 def _evaluate(

@@ -208,8 +208,8 @@ def _picture_hits(mask: xr.DataArray | None, truth: xr.DataArray, *, frame: int,
     frames = int(np.prod(truth.shape[:-2]))
     if not 0 <= frame < frames:
         raise UserError(f"frame is {frame}; allowed: 0 to {frames - 1}, for {truth_path} has {frames} frame(s)")
-    at = np.unravel_index(frame, truth.shape[:-2])
-    return draw_hits(mask[at].values, truth[at].values).light
+    at = tuple(slice(i, i + 1) for i in np.unravel_index(frame, truth.shape[:-2]))
+    return draw_hits(*(stack[at].values.reshape(truth.shape[-2:]) for stack in (mask, truth))).light
 
 
 def _picture_curve(scores: ScoreEvaluation, *, truth_path: str) -> bytes:

@@ -18,7 +18,9 @@ def format_results(results: Mapping[str, Any], *, threshold: float | None) -> li
     for name, result in results.items():
         lines += ["", *_FORMATS[name](result)] if lines else _FORMATS[name](result)
         if name == "mask" and threshold is not None:
-            lines.append(f"the mask is where the score is {threshold:.6g} or more")
+            missing = results["scores"].no_score
+            beyond = f"; the {missing} pixels without a score count as not predicted" if missing else ""
+            lines.append(f"the mask is where the score is {threshold:.6g} or more{beyond}")
         lines += [f"note: {note}" for note in result.notes]
     return lines
 
