@@ -77,7 +77,7 @@ def draw_threshold_curve(
     kept = np.isfinite(threshold)
     spread = kept.any() and 0 < 20 * best_threshold < threshold[kept].max()
     if spread:  # the part that matters would be a sliver at the left
-        kept &= threshold > 0
+        kept &= threshold > best_threshold / 1000
     height_in = 3.9
 
     def draw(figure: Any, theme: Theme) -> None:
