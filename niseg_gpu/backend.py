@@ -75,6 +75,12 @@ class Cpu:
             return median.clean_frames(image, size=size, threshold=threshold, kind=kind)
         return spots_xp.clean_spots_xp(image, xp=np, median=self.median, size=size, threshold=threshold, kind=kind)
 
+    def label(self, mask: np.ndarray) -> tuple[np.ndarray, int]:
+        """Number the spots of each frame (the last two axes) from 1, 8-connected; also return how many there are."""
+        from scipy.ndimage import label
+
+        return label(mask, structure=neighbours_in_frame(mask.ndim))
+
     def correct_window(self, counts: np.ndarray, out: np.ndarray, **window: Any) -> np.ndarray:
         from niseg_gpu.kernels.overlap import correct_window_cpu
 
@@ -149,6 +155,10 @@ class Gpu:
 
         return clean_spots_xp(image, xp=self.xp, median=self.median, size=size, threshold=threshold, kind=kind)
 
+    def label(self, mask: Any) -> tuple[Any, int]:
+        label = importlib.import_module("cupyx.scipy.ndimage").label
+        return label(mask, structure=neighbours_in_frame(mask.ndim))
+
     def correct_window(self, counts: Any, out: Any, **window: Any) -> Any:
         from niseg_gpu.kernels.overlap import correct_window_xp
 
@@ -183,6 +193,13 @@ class Gpu:
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
         return f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
+
+
+def neighbours_in_frame(ndim: int) -> np.ndarray:
+    """Return the 3×3 pixels around one as a structuring element that reaches into no other frame."""
+    structure = np.zeros((3,) * ndim, dtype=bool)
+    structure[(1,) * (ndim - 2)] = True
+    return structure
 
 
 class _Standard:

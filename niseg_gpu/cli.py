@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; the step commands come from the table of steps."""
-    from niseg_gpu.pipeline.parameters import summary_of
+    from niseg_gpu.pipeline.evaluate import evaluate_files
+    from niseg_gpu.pipeline.parameters import add_keywords, summary_of
     from niseg_gpu.pipeline.steps import OPS
 
     parser = Parser(prog="niseg-gpu", description="Segment neutron images at full size, on CPU or GPU.", epilog=EPILOG)
@@ -93,6 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo of the same name")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "Compare a mask, scores or a label map with the truth.")
+    evaluate.add_argument("predicted", metavar="PREDICTED", help="mask, scores or labels to judge")
+    evaluate.add_argument("truth", metavar="TRUTH", help="true mask or labels, of the same shape")
+    add_keywords(evaluate, evaluate_files)
 
     info = _command(commands, "info", _info, "Show devices, libraries and which of them each step would use.")
     info.add_argument("--json", action="store_true", help="for programs to read")
@@ -201,25 +207,12 @@ def _add_step(commands: Any, step: str, text: str) -> None:
 
 
 def _add_simulate_tof(kinds: Any) -> None:
-    import inspect
-
-    from niseg_gpu.pipeline.parameters import described
+    from niseg_gpu.pipeline.parameters import add_keywords
     from niseg_gpu.simulate.tof import simulate_tof
 
     parser = _command(kinds, "tof", _simulate_tof, "Simulate a time-of-flight run with its open beam and its truth.")
     parser.add_argument("output", metavar="OUT", help="folder to make")
-    texts = described(simulate_tof)
-    for name, p in inspect.signature(simulate_tof).parameters.items():
-        if p.kind is p.KEYWORD_ONLY:
-            flag, text = (
-                f"--{name.replace('_', '-')}",
-                f"{texts.get(name, '')} (default: {p.default})".replace("%", "%%"),
-            )
-            if isinstance(p.default, bool):
-                parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=p.default, help=text)
-            else:
-                kind = type(p.default) if isinstance(p.default, int | float) else str
-                parser.add_argument(flag, type=kind, default=p.default, metavar="VALUE", help=text)
+    add_keywords(parser, simulate_tof)
 
 
 def _set_up_logging(options: argparse.Namespace) -> None:
@@ -314,13 +307,19 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _simulate_tof(options: argparse.Namespace) -> None:
-    import inspect
-
+    from niseg_gpu.pipeline.parameters import keywords_of
     from niseg_gpu.simulate.tof import simulate_tof
 
-    names = [n for n, p in inspect.signature(simulate_tof).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    simulate_tof(Path(options.output), **{name: getattr(options, name) for name in names})
+    simulate_tof(Path(options.output), **{name: getattr(options, name) for name in keywords_of(simulate_tof)})
     _say(options, f"wrote {options.output}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from niseg_gpu.pipeline.evaluate import evaluate_files
+    from niseg_gpu.pipeline.parameters import keywords_of
+
+    named = {name: getattr(options, name) for name in keywords_of(evaluate_files)}
+    _say(options, "\n".join(evaluate_files(options.predicted, options.truth, **named)))
 
 
 def _step(options: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ def open_stack(
     Parameters
     ----------
     path : str or Path
-        A folder or glob of FITS or TIFF frames, a multi-page TIFF, a FITS cube, ``.npy``, ``.npz``,
+        A folder or glob of FITS or TIFF frames, a multi-page TIFF, a FITS cube, ``.npy``, ``.npz``, a grey ``.png``,
         ``file.h5:/entry/data``, NXtomo, ``stack.zarr`` or ``result.zarr:name``.
     dims : sequence of str, optional
         Names of the axes as they lie in the file, of ``tof``, ``angle``, ``z``, ``y``, ``x``, where the file
@@ -82,6 +82,10 @@ def open_source(path: str | Path, *, unsigned: bool = False, tof: str = "auto") 
         from niseg_gpu.io.npy import open_npy
 
         source = open_npy(Path(path))
+    elif suffix == ".png":
+        from niseg_gpu.io.png import open_png
+
+        source = open_png(file)
     elif suffix in HDF5:
         from niseg_gpu.io.hdf5 import open_hdf5
 
@@ -113,7 +117,7 @@ def _open_frames(path: Path, *, tof: str) -> Source:
     elif kind in TIFF:
         from niseg_gpu.io.tiff import open_tiff as open_kind
     else:
-        allowed = (*FITS, *TIFF, ".npy", ".npz", *HDF5, ".zarr")
+        allowed = (*FITS, *TIFF, ".npy", ".npz", ".png", *HDF5, ".zarr")
         raise UserError(f"{frames[0]}: unknown format {kind!r}{suggest(kind, allowed)}")
     source = open_kind(frames)
     if len(frames) == 1:  # an image, or a stack that told itself what it is

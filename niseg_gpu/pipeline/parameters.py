@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Callable
 from functools import cache
 from typing import Any, get_type_hints
@@ -49,6 +50,28 @@ def described(function: Callable[..., Any]) -> dict[str, str]:
             for name in names:
                 texts[name] = f"{texts.get(name, '')} {line.strip()}".strip()
     return texts
+
+
+def keywords_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a function by name."""
+    return {n: p for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def add_keywords(parser: ArgumentParser, function: Callable[..., Any]) -> None:
+    """Add one option for each keyword of a function, described as its docstring does."""
+    texts = described(function)
+    numbers = {"int | None": int, "float | None": float}
+    for name, p in keywords_of(function).items():
+        flag, text = f"--{name.replace('_', '-')}", texts.get(name, "").replace("%", "%%")
+        shown = f"{text} (default: {p.default})"
+        if p.default is False:
+            parser.add_argument(flag, action="store_true", help=text)
+        elif p.default is True:
+            parser.add_argument(flag, action=BooleanOptionalAction, default=True, help=shown)
+        else:
+            kind = type(p.default) if isinstance(p.default, int | float) else numbers.get(p.annotation, str)
+            text = text if p.default is None else shown
+            parser.add_argument(flag, type=kind, default=p.default, metavar="VALUE", help=text)
 
 
 def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel:

@@ -1,0 +1,63 @@
+"""What all comparisons share: pieces of whole frames, shapes, ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from niseg_gpu.errors import UserError
+
+PIECE_PIXELS = 2**22  # 32 MB of the integers that counting needs
+
+
+def divide(part: float, whole: float) -> float | None:
+    """Return the ratio, None for a ratio to nothing."""
+    return part / whole if whole else None
+
+
+def map_pieces(function: Callable[..., Any], **stacks: Any) -> list[Any]:
+    """Call `function` on pieces of whole frames of arrays of one shape, and return what it gives for each.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the pieces, in the order of `stacks`; several threads may call it at once.
+    **stacks : (..., Y, X) array
+        NumPy, CuPy, Dask or xarray; the names are used in complaints.
+
+    Raises
+    ------
+    UserError
+        Shapes that differ or have fewer than two axes.
+    """
+    arrays = [stack.data if hasattr(stack, "dims") else stack for stack in stacks.values()]
+    check_shapes({name: array.shape for name, array in zip(stacks, arrays, strict=True)})
+    shape = arrays[0].shape
+    thick = max(1, PIECE_PIXELS // max(1, math.prod(shape[1:]))) if len(shape) > 2 else shape[0]
+    if any(hasattr(array, "dask") for array in arrays):
+        import dask
+        import dask.array as da
+
+        lazy = [da.asarray(array).rechunk((thick, *shape[1:])) for array in arrays]
+        call = dask.delayed(function, pure=False)
+        blocks = zip(*(array.to_delayed().ravel() for array in lazy), strict=True)
+        return list(dask.compute(*(call(*pieces) for pieces in blocks), scheduler="threads"))
+    return [function(*(array[i : i + thick] for array in arrays)) for i in range(0, shape[0], thick)]
+
+
+def check_shapes(shapes: dict[str, Sequence[int]]) -> None:
+    """Raise a UserError naming both unless all shapes are equal, of two axes or more and not empty."""
+    (first, shape), *others = shapes.items()
+    for name, other in others:
+        if tuple(other) != tuple(shape):
+            raise UserError(
+                f"{first} is {_times(shape)}, {name} is {_times(other)}; both must have one shape: compare the same "
+                "frames of the same run"
+            )
+    if len(shape) < 2 or 0 in shape:
+        raise UserError(f"{first} is of shape {tuple(shape)}; needed: 2 or more axes, none of length 0")
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

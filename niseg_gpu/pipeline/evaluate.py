@@ -1,0 +1,254 @@
+"""Two files compared: what the command ``evaluate`` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.evaluate.labels import evaluate_labels
+from niseg_gpu.evaluate.masks import evaluate_mask
+from niseg_gpu.evaluate.pieces import check_shapes, map_pieces
+from niseg_gpu.evaluate.scores import ScoreEvaluation, evaluate_scores
+from niseg_gpu.io.open import open_stack, split_inner
+from niseg_gpu.io.record import program_version
+from niseg_gpu.pipeline.evaluate_text import format_results
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+KINDS = ("auto", "mask", "scores", "labels")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of a comparison: results by name, the mask in question and the threshold it was made with."""
+
+    results: Mapping[str, Any]
+    mask: xr.DataArray | None = None
+    threshold: float | None = None
+
+
+def evaluate_files(
+    predicted: str,
+    truth: str,
+    *,
+    kind: str = "auto",
+    scores: str | None = None,
+    threshold: float | None = None,
+    found_fraction: float = 0.0,
+    no_data: int | None = None,
+    json: str | None = None,
+    picture: str | None = None,
+    frame: int = 0,
+    curve: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Compare what was found with the truth, file with file.
+
+    Parameters
+    ----------
+    predicted, truth : str
+        Whatever `open_stack` reads, of one shape.
+    kind : {"auto", "mask", "scores", "labels"}
+        What PREDICTED holds: mask, scores or labels; auto looks into the files
+    scores : str, optional
+        File of the scores that the mask PREDICTED was made from, for AUC and curve
+    threshold : float, optional
+        Where scores become a mask; without it where F1 is largest
+    found_fraction : float
+        Share of a true spot that must be predicted for it to count as found; 0: any pixel
+    no_data : int, optional
+        Label of pixels to leave out; without it 255, or 65535 in 16-bit maps
+    json : str, optional
+        .json file for programs to read
+    picture : str, optional
+        .png file for the hit map of a mask
+    frame : int
+        Which frame of a stack the hit map shows, from 0
+    curve : str, optional
+        .png file for precision, recall and F1 of scores against the threshold
+    overwrite : bool
+        Replace files that exist
+
+    Returns
+    -------
+    list of str
+        The lines to print.
+
+    Raises
+    ------
+    UserError
+        Files that can't be read, differ in shape or don't hold what `kind` says; files that exist.
+    """
+    ends = {"json": (json, ".json"), "picture": (picture, ".png"), "curve": (curve, ".png")}
+    targets = {name: Path(path) for name, (path, _) in ends.items() if path}
+    inputs = {"predicted": predicted, "truth": truth, **({"scores": scores} if scores else {})}
+    for name, path in targets.items():
+        _check_target(path, ending=ends[name][1], overwrite=overwrite)
+    read = {split_inner(path)[0].absolute() for path in inputs.values()}
+    if len({path.absolute() for path in targets.values()} - read) < len(targets):
+        raise UserError("one name for two files to write, or for one to read and one to write; give each its own")
+    stacks = {name: open_stack(path) for name, path in inputs.items()}
+    check_shapes({inputs[name]: stack.shape for name, stack in stacks.items()})
+    kind = _choose_kind(kind, inputs, stacks)
+    _refuse_misfits(kind, scores=scores, threshold=threshold, picture=picture, curve=curve)
+    if kind == "labels":
+        _check_integers(inputs, stacks)
+        compared = Compared({"labels": evaluate_labels(stacks["predicted"], stacks["truth"], no_data=no_data)})
+    else:
+        compared = _compare_mask(kind, inputs, stacks, threshold=threshold, found_fraction=found_fraction)
+    contents = {}
+    if picture:
+        contents["picture"] = _picture_hits(compared.mask, stacks["truth"], frame=frame, truth_path=truth)
+    if curve:
+        contents["curve"] = _picture_curve(compared.results["scores"], truth_path=truth)
+    if json:
+        contents["json"] = _as_json(kind, inputs, compared)
+    for name, path in targets.items():
+        _write(path, contents[name])
+    return [*format_results(compared.results, threshold=compared.threshold), *(f"wrote {p}" for p in targets.values())]
+
+
+def _compare_mask(
+    kind: str,
+    inputs: Mapping[str, str],
+    stacks: Mapping[str, xr.DataArray],
+    *,
+    threshold: float | None,
+    found_fraction: float,
+) -> Compared:
+    """Evaluate a mask, scores, or a mask and the scores it was made from."""
+    predicted, truth = stacks["predicted"], stacks["truth"]
+    for name in ("truth",) if kind == "scores" else ("truth", "predicted"):
+        _check_mask(inputs[name], stacks[name])
+    scored = predicted if kind == "scores" else stacks.get("scores")
+    results: dict[str, Any] = {} if scored is None else {"scores": evaluate_scores(scored, truth)}
+    if kind == "scores":
+        threshold = results["scores"].best_threshold if threshold is None else threshold
+        if threshold is None:
+            return Compared(results)
+        predicted = predicted >= threshold
+    results["mask"] = evaluate_mask(predicted, truth, found_fraction=found_fraction)
+    return Compared(results, predicted, threshold)
+
+
+def _choose_kind(kind: str, inputs: Mapping[str, str], stacks: Mapping[str, xr.DataArray]) -> str:
+    """Return what PREDICTED holds, from what the files say and hold."""
+    if kind not in KINDS:
+        raise UserError(f"kind is {kind!r}{suggest(kind, KINDS)}")
+    if kind != "auto":
+        return kind
+    stack = stacks["predicted"]
+    if stack.attrs.get("quantity") == "labels" or split_inner(inputs["predicted"])[1] == "labels":
+        return "labels"
+    masklike = _is_masklike(_find_values(stack))
+    if stack.dtype.kind == "f":
+        return "mask" if masklike else "scores"
+    return "mask" if masklike and _is_masklike(_find_values(stacks["truth"])) else "labels"
+
+
+def _find_values(stack: xr.DataArray) -> list[Any]:
+    """The distinct values of a stack where they are two at most, else three of them; NaN is a value too."""
+    found = map_pieces(_find_three, stack=stack)
+    return list(dict.fromkeys(value for values in found for value in values))[:3]
+
+
+def _find_three(block: np.ndarray) -> list[Any]:
+    values, rest = [], block.ravel()
+    while rest.size and len(values) < 3:
+        values.append(rest[0].item())
+        rest = rest[rest != rest[0]]
+    return values
+
+
+def _is_masklike(values: list[Any]) -> bool:
+    return len(values) == 1 and values[0] == values[0] or len(values) == 2 and 0 in values
+
+
+def _check_mask(path: str, stack: xr.DataArray) -> None:
+    values = _find_values(stack)
+    if not _is_masklike(values):
+        listed = ", ".join(f"{value:g}" for value in values)
+        raise UserError(
+            f"{path} holds the values {listed}{', ...' if len(values) > 2 else ''}; a mask holds 0 and one other: "
+            "say --kind labels if these are labels"
+        )
+
+
+def _check_integers(inputs: Mapping[str, str], stacks: Mapping[str, xr.DataArray]) -> None:
+    for name, stack in stacks.items():
+        if stack.dtype.kind not in "biu":
+            raise UserError(f"{inputs[name]} holds {stack.dtype} values; labels are integers: save them as such")
+
+
+def _refuse_misfits(kind: str, **options: Any) -> None:
+    """Complain of an option that means nothing for this kind of comparison."""
+    useless = {"mask": ["threshold"], "scores": ["scores"], "labels": ["scores", "threshold", "picture", "curve"]}[kind]
+    if kind == "mask" and not options["scores"]:
+        useless.append("curve")
+    for name in useless:
+        if options[name] is not None:
+            why = {"mask": "a mask", "scores": "scores itself", "labels": "labels"}[kind]
+            what = "scores (--scores FILE)" if name == "curve" else "scores" if name == "threshold" else "a mask"
+            raise UserError(f"--{name} needs {what}, but PREDICTED holds {why}; leave it out, or choose another --kind")
+
+
+def _picture_hits(mask: xr.DataArray | None, truth: xr.DataArray, *, frame: int, truth_path: str) -> bytes:
+    from niseg_gpu.figures_evaluate import draw_hits
+
+    if mask is None:
+        raise UserError(f"{truth_path} has no positive pixel, so no threshold is best; give one with --threshold")
+    frames = int(np.prod(truth.shape[:-2]))
+    if not 0 <= frame < frames:
+        raise UserError(f"frame is {frame}; allowed: 0 to {frames - 1}, for {truth_path} has {frames} frame(s)")
+    at = tuple(slice(i, i + 1) for i in np.unravel_index(frame, truth.shape[:-2]))
+    return draw_hits(*(stack[at].values.reshape(truth.shape[-2:]) for stack in (mask, truth))).light
+
+
+def _picture_curve(scores: ScoreEvaluation, *, truth_path: str) -> bytes:
+    from niseg_gpu.figures_evaluate import draw_threshold_curve
+
+    if scores.best_threshold is None:
+        raise UserError(f"{truth_path} has no positive pixel with a score, so there is no curve; leave --curve out")
+    return draw_threshold_curve(scores.curve, best_threshold=scores.best_threshold, label="threshold on score").light
+
+
+def _as_json(kind: str, inputs: Mapping[str, str], compared: Compared) -> bytes:
+    record = {
+        "version": program_version(),
+        "kind": kind,
+        "files": dict(inputs),
+        "threshold": compared.threshold,
+        **{name: result.as_mapping() for name, result in compared.results.items()},
+    }
+    return (dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _check_target(path: Path, *, ending: str, overwrite: bool) -> None:
+    if path.suffix.lower() != ending:
+        raise UserError(f"{path}: unknown ending {path.suffix!r}; allowed: {ending}")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be made: {path.parent} is not a folder one may write to; choose another")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give another name")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; give another name, or replace it with --overwrite")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when whole."""
+    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        staging.write_bytes(content)
+        os.replace(staging, path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}; free some room") from None
+    finally:
+        staging.unlink(missing_ok=True)
