@@ -286,7 +286,7 @@ def test_wrong_names_of_axes(stores, dims, message):
         ("missing", r"missing does not exist; name a folder, file or glob"),
         ("missing/*.fits", r"missing/\*\.fits matches no FITS or TIFF frame"),
         ("empty", r"empty holds no FITS or TIFF frame"),
-        ("photo.png", r"photo\.png: unknown format '\.png'"),
+        ("photo.jpg", r"photo\.jpg: unknown format '\.jpg'"),
         ("frame.fitz", r"frame\.fitz: unknown format '\.fitz'; did you mean '\.fit'\?"),
         ("mixed", r"mixed holds 2 series of frames: a_\*\.(fits|tif) \(1\), a_\*\.(fits|tif) \(1\); name one"),
         ("missing.npy", r"missing\.npy"),
@@ -297,7 +297,7 @@ def test_wrong_names_of_axes(stores, dims, message):
 def test_paths_that_lead_nowhere(tmp_path, path, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
-    for name in ("photo.png", "frame.fitz", "mixed/a_1.fits", "mixed/a_2.tif"):
+    for name in ("photo.jpg", "frame.fitz", "mixed/a_1.fits", "mixed/a_2.tif"):
         (tmp_path / name).write_text("not read")
     with pytest.raises(UserError, match=message) as refused:
         open_stack(tmp_path / path)
