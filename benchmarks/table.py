@@ -11,6 +11,8 @@ from typing import Any
 
 HEAD = ("what", "side", "seconds (least to most, runs)", "GB/s", "times as fast", "peak memory", "others' load")
 
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
 
 def format_table(record: dict[str, Any]) -> str:
     """Return one record's conditions, rows and footnotes as Markdown."""
@@ -62,9 +64,24 @@ def _line(cells: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Make Markdown of measured rows.")
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="as --json wrote it")
+    parser.add_argument("--into", metavar="README", type=Path, help="put the tables between the marks of this file")
     options = parser.parse_args(argv)
-    print("\n\n".join(format_table(json.loads(path.read_text(encoding="utf-8"))) for path in options.files))
+    text = "\n\n".join(format_table(json.loads(path.read_text(encoding="utf-8"))) for path in options.files)
+    if options.into is None:
+        print(text)
+    else:
+        page = options.into.read_text(encoding="utf-8")
+        options.into.write_text(put_between_marks(page, text), encoding="utf-8")
     return 0
+
+
+def put_between_marks(page: str, text: str) -> str:
+    """Replace what stands between the marks of a page by `text`."""
+    head, _, rest = page.partition(BEGIN)
+    _, mark, tail = rest.partition(END)
+    if not mark:
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
 
 
 if __name__ == "__main__":

@@ -214,3 +214,11 @@ def test_tables_come_from_result_files():
         [sys.executable, "-m", "benchmarks.table", *files], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.count("| what | side |") == len(files)
+
+
+def test_the_readmes_table_is_that_of_the_newest_results():
+    root = Path(__file__).parents[1]
+    newest = max((root / "benchmarks" / "results").glob("*.json"))
+    page = (root / "README.md").read_text(encoding="utf-8")
+    text = table.format_table(json.loads(newest.read_text(encoding="utf-8")))
+    assert table.put_between_marks(page, text) == page
