@@ -16,11 +16,15 @@ from niseg_gpu.stack import StackInfo
 
 
 def read_stack(run: Path) -> np.ndarray:
-    """Read a run whole, (N, Y, X) int16."""
+    """Read a run whole, (N, Y, X) int16, block by block as a pipeline does."""
     import dask
+    import dask.array as da
 
+    stack = open_stack(run)
+    counts = np.empty(stack.shape, stack.dtype)
     with dask.config.set(scheduler="threads", num_workers=count_cores()):
-        return open_stack(run).values
+        da.store([stack.data], [counts], lock=False)
+    return counts
 
 
 class Memory:

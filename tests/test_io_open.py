@@ -113,7 +113,7 @@ def test_compressed_frames_are_decoded_once():
         ((70, 10, 12), (1, 10, 12), (8, 5, 5), [8] * 8 + [6]),  # but never a part of one
         ((70, 10, 12), (20, 10, 12), (-1, -1, -1), [20, 20, 20, 10]),  # blocks of several frames are not cut
         ((70, 10, 12), (50, 10, 12), (4, -1, -1), [50, 20]),
-        ((3, 600, 500), (1, 600, 500), (-1, -1, -1), [1, 1, 1]),  # 64 MiB at most where a frame is that large
+        ((3, 600, 500), (1, 600, 500), (-1, -1, -1), [1, 1, 1]),  # the limit of a chunk where a frame is that large
         ((10, 12), (10, 12), (3, -1), [10]),
     ],
 )

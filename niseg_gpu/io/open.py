@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 AXES = ("tof", "angle", "z", "y", "x")
 HDF5 = (".h5", ".hdf5", ".hdf", ".nxs", ".nx5")
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 MAX_DECODED = 32  # compressed frames in one task: few, for a slice of one decodes them all
 
 
@@ -49,7 +49,7 @@ def open_stack(
     tof : {"auto", "spectra", "headers"}
         Whose ToF to believe: the ``Spectra`` file's or the FITS headers'.
     chunks : tuple of int, optional
-        Dask chunk shape in the order of the result; about 64 MiB of whole frames by default. Compressed frames are
+        Dask chunk shape in the order of the result; about 16 MiB of whole frames by default. Compressed frames are
         always read whole, 32 at most at a time.
 
     Returns
