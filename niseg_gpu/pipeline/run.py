@@ -313,7 +313,7 @@ def _costs(session: Session, *, seconds: float) -> dict[str, Any]:
         parallel = name not in ("kmeans", "report", WALL)
         wall = took / session.workers if parallel else took
         row = {"name": name, "seconds": round(wall, 4), "bytes": clock.bytes[name]}
-        if clock.bytes[name] and wall > 0:
+        if clock.bytes[name] and wall > 1e-3:  # a step that touches no value has no rate
             row["gb_per_s"] = round(clock.bytes[name] / wall / 1e9, 3)
         rows.append(row)
     return {"seconds": round(seconds, 3), "steps": rows, "peak_memory_gb": round(measure_peak_memory() / 1e9, 3)}
