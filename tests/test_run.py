@@ -65,7 +65,8 @@ def test_the_folder_holds_what_the_readme_promises(finished: Path) -> None:
 def test_the_record_says_how_it_was_made(finished: Path) -> None:
     record = json.loads((finished / "run.json").read_text())
     assert parse_pipeline(record["pipeline"]).as_mapping() == record["pipeline"], "it can be run again"
-    assert record["pipeline"]["steps"][1] == {"remove_spots": {"size": 3, "threshold": 300.0, "kind": "bright"}}
+    spots = record["pipeline"]["steps"][1]["remove_spots"]
+    assert (spots["size"], spots["threshold"], spots["kind"]) == (3, 300.0, "bright"), "defaults are written out"
     names = [step["name"] for step in record["steps"]]
     assert names[0] == "read" and {"overlap_correct", "remove_spots", "normalize", "write", "kmeans"} <= set(names)
     assert all(step["seconds"] >= 0 for step in record["steps"]) and record["seconds"] > 0
@@ -153,3 +154,11 @@ def test_a_bad_frame_found_late_leaves_nothing(simulated: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=rf"{frame.name}: frame 33, row 0, column 0 holds -7 \(negative\)"):
         run_pipeline(parse_pipeline(pipeline_of(tmp_path / "data", tmp_path / "out")), quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_threshold_that_marks_much_is_warned_of(simulated: Path, tmp_path: Path) -> None:
+    mapping = pipeline_of(simulated, tmp_path / "out")
+    mapping["steps"] = [{"remove_spots": {"threshold": 1}}]
+    run_pipeline(parse_pipeline(mapping), quiet=True)
+    (line,) = [f for f in json.loads((tmp_path / "out" / "run.json").read_text())["findings"] if "too low" in f]
+    assert "% of all values were replaced" in line

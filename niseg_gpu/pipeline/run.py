@@ -159,6 +159,7 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     _write_array(group, "mean_image", mean, ("y", "x"), units=pictured.attrs.get("quantity", ""))
     if "spots" in sums:
         _write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
+        warn_of_many_spots(session, sums["spots"])
     results: dict[str, Any] = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in group.arrays()}
     if table is not None:
         found = cluster(session, table)
@@ -206,6 +207,15 @@ def store_blocks(
         with clock.timing(WALL, session.inputs.nbytes), gated([t for _, t in pairs]) as targets:
             da.store([s.data for s, _ in pairs], targets, lock=False)
     return table, sums
+
+
+def warn_of_many_spots(session: Session, spots: SumTarget) -> None:
+    """Say so where more than a tenth of all values were taken for spots: then the threshold is too low."""
+    percent = 100 * float(spots.total.sum(dtype=np.int64)) / (spots.total.size * spots.frames)
+    if percent > 10:
+        session.clock.add_findings(
+            "warning", {"% of all values were replaced as spots: the threshold is too low": percent}
+        )
 
 
 def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> PixelTable:

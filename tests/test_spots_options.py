@@ -1,0 +1,144 @@
+"""The careful ways of removing spots, against a loop over pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.ndimage import label
+
+from niseg_gpu.backend import CPU
+from niseg_gpu.errors import UserError
+from niseg_gpu.pipeline.engine import Engine
+from niseg_gpu.pipeline.parse import parse_steps
+from niseg_gpu.spots import remove_spots
+
+
+def window(frame: np.ndarray, y: int, x: int, size: int, *, outside: bool) -> np.ndarray:
+    """The values around a pixel; those outside repeat the border, or are left out."""
+    r = size // 2
+    ys, xs = np.arange(y - r, y + r + 1), np.arange(x - r, x + r + 1)
+    if not outside:
+        ys, xs = ys[(ys >= 0) & (ys < frame.shape[0])], xs[(xs >= 0) & (xs < frame.shape[1])]
+    return frame[np.clip(ys, 0, frame.shape[0] - 1)][:, np.clip(xs, 0, frame.shape[1] - 1)].ravel()
+
+
+def loop_median(frame: np.ndarray, size: int) -> np.ndarray:
+    out = np.empty_like(frame)
+    for y, x in np.ndindex(frame.shape):
+        values = window(frame, y, x, size, outside=True)
+        values = values[~np.isnan(values)]
+        out[y, x] = np.median(values) if values.size else np.nan
+    return out
+
+
+def loop_remove(frame, *, size, threshold, kind, threshold_unit="counts", replacement="median", max_area=None):
+    """The definition, one pixel at a time."""
+    values = frame.astype(np.float32)
+    median = loop_median(values, size)
+    noise = np.ones_like(values)
+    if threshold_unit == "poisson":
+        noise = np.sqrt(np.maximum(median, 1))
+    elif threshold_unit == "sigma":
+        noise = np.float32(1.4826) * loop_median(np.abs(values - median), 5)
+        noise = noise if frame.dtype.kind == "f" else np.maximum(noise, 0.5)
+    gap = {"both": np.abs(values - median), "bright": values - median, "dark": median - values}[kind]
+    spots = (gap > threshold * noise) & (gap > 0)
+    if max_area is not None:
+        numbers, n = label(spots, np.ones((3, 3)))
+        for k in range(1, n + 1):
+            if (numbers == k).sum() > max_area:
+                spots[numbers == k] = False
+    out = frame.copy()
+    for y, x in zip(*spots.nonzero(), strict=True):
+        good = window(np.where(spots, np.nan, values), y, x, size, outside=False)
+        good = good[~np.isnan(good)]
+        if replacement == "nan":
+            out[y, x] = np.nan
+        elif replacement == "mean" and good.size:
+            mean = good.mean(dtype=float)
+            out[y, x] = mean if frame.dtype.kind == "f" else np.rint(mean)
+        else:
+            out[y, x] = median[y, x]
+    return out, spots
+
+
+def spotted(dtype: type, *, seed: int = 0, shape: tuple[int, int] = (17, 23)) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    frame = rng.poisson(200, shape).astype(dtype)
+    frame[rng.random(shape) < 0.04] += 90
+    frame[rng.random(shape) < 0.02] -= 80
+    frame[2:5, 3:9] = 400
+    return frame
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("kind", ["bright", "dark", "both"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 60, "replacement": "mean"},
+        {"threshold": 4.3, "threshold_unit": "sigma"},
+        {"threshold": 3.7, "threshold_unit": "poisson", "replacement": "mean", "size": 5},
+        {"threshold": 60, "max_area": 4},
+        {"threshold": 5.1, "threshold_unit": "sigma", "max_area": 2, "replacement": "mean"},
+    ],
+)
+def test_every_option_is_its_definition(dtype, kind, options) -> None:
+    options = {"size": 3, "kind": kind, **options}
+    stack = np.stack([spotted(dtype, seed=s) for s in (0, 1)])
+    cleaned, spots = remove_spots(stack, **options)
+    assert cleaned.dtype == dtype
+    for frame, clean, marked in zip(stack, cleaned, spots, strict=True):
+        expected, where = loop_remove(frame, **options)
+        np.testing.assert_array_equal(marked, where)
+        np.testing.assert_allclose(clean, expected, rtol=1e-6)
+    assert spots.any()
+
+
+def test_spots_may_become_nan_where_nan_can_be() -> None:
+    frame = spotted(np.float32)
+    cleaned, spots = remove_spots(frame, threshold=60, replacement="nan")
+    assert (np.isnan(cleaned) == spots).all() and spots.any()
+    with pytest.raises(UserError, match="replacement nan needs floats, the image is uint16"):
+        remove_spots(spotted(np.uint16), threshold=60, replacement="nan")
+
+
+@given(
+    hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.sampled_from([0, 1, 2, 9, np.nan])
+    ),
+    st.sampled_from([3, 5]),
+    st.sampled_from(["bright", "dark", "both"]),
+    st.sampled_from(["median", "mean"]),
+)
+def test_nan_is_left_out_of_windows_and_stays(frame, size, kind, replacement) -> None:
+    cleaned, spots = remove_spots(frame, size=size, threshold=1.5, kind=kind, replacement=replacement)
+    expected, where = loop_remove(frame, size=size, threshold=1.5, kind=kind, replacement=replacement)
+    np.testing.assert_array_equal(spots, where)
+    np.testing.assert_allclose(cleaned, expected, rtol=1e-6)
+    assert (np.isnan(cleaned) == np.isnan(frame)).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 4, "threshold_unit": "sigma"},
+        {"threshold": 60, "max_area": 5, "replacement": "mean"},
+        {"threshold": 4, "threshold_unit": "sigma", "max_area": 3, "replacement": "mean", "size": 5},
+    ],
+)
+def test_borders_of_blocks_are_invisible(options) -> None:
+    values = np.stack([spotted(np.float32, seed=s, shape=(150, 23)) for s in range(3)])
+    values[:, 40:110, 7] = 900  # a structure across many blocks
+    values[1, 20:30, 4] = np.nan
+    expected = remove_spots(values, **options)
+    stack = xr.DataArray(values, dims=("tof", "y", "x")).chunk({"y": 11})
+    engine = Engine(CPU, bad_values="keep", block_bytes=1)
+    applied = engine.apply(stack, parse_steps([{"remove_spots": options}]), whole=frozenset({"tof"}))
+    assert len(applied.image.chunks[1]) > 1
+    np.testing.assert_array_equal(applied.masks["spots"].values, expected[1])
+    np.testing.assert_array_equal(applied.image.values, expected[0])
