@@ -252,8 +252,8 @@ def load_knn(path: str | Path) -> KnnModel:
     """
     remedy = "train one with niseg-gpu knn train"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or str(file.get("format", "")) != FORMAT:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            if str(file.get("format", "")) != FORMAT:
                 raise UserError(f"{path} is no knn model; {remedy}")
             if int(file["version"]) > VERSION:
                 raise UserError(
@@ -262,17 +262,12 @@ def load_knn(path: str | Path) -> KnnModel:
                 )
             about = json.loads(str(file["about"]))
             arrays = {name: file[name] for name in ("points", "labels", "means", "scales", "low", "high")}
+            rest = {name: about[name] for name in ("n_neighbors", "weights", "training")}
+            model = KnnModel(tuple(about["features"]), **arrays, **rest)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name a knn model, or {remedy}") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no knn model, or a broken one ({error}); {remedy}") from None
-    model = KnnModel(
-        tuple(about["features"]),
-        **arrays,
-        n_neighbors=about["n_neighbors"],
-        weights=about["weights"],
-        training=about["training"],
-    )
     _check_loaded(model, path)
     return model
 

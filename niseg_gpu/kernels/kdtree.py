@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-LEAF_POINTS = 8  # two float32 coordinates of 8 points fill a cache line
+LEAF_POINTS = 16  # at most; few enough to look at all of them
 GRID_CODES = 256  # cells a side, so that a cell's number fits into 16 bit, which NumPy sorts by radix
 
 
@@ -20,19 +20,22 @@ class Tree(NamedTuple):
 
     Attributes
     ----------
-    points : (n, features) float32
+    points : (features, n) float32
         In the order of the leaves.
     numbers : (n,) int64
         Of each point in the order in which they were given.
     boxes : (nodes, features, 2) float32
         Least and largest coordinates of each node's points.
-    start : (nodes + 1,) int64
-        Where each leaf starts; ``start[leaf]`` to ``start[leaf + 1]`` counts from the first leaf.
+    axis : (nodes,) int64
+        Along which a node's points are halved.
+    start : (leaves + 1,) int64
+        Where each leaf's points start.
     """
 
     points: np.ndarray
     numbers: np.ndarray
     boxes: np.ndarray
+    axis: np.ndarray
     start: np.ndarray
 
 
@@ -43,10 +46,9 @@ def build_tree(points: np.ndarray) -> Tree:
     nodes = 2 ** (levels + 1) - 1
     numbers = np.arange(len(points))
     boxes = np.empty((nodes, points.shape[1], 2), np.float32)
-    bounds = np.empty((nodes, 2), np.int64)
-    _split(points, numbers, boxes, bounds)
-    first_leaf = nodes // 2
-    return Tree(points, numbers, boxes, np.append(bounds[first_leaf:, 0], len(points)))
+    bounds, axis = np.empty((nodes, 2), np.int64), np.empty(nodes, np.int64)
+    _split(points, numbers, boxes, axis, bounds)
+    return Tree(points.T.copy(), numbers, boxes, axis, np.append(bounds[nodes // 2 :, 0], len(points)))
 
 
 def find_nearest(
@@ -75,7 +77,7 @@ def find_nearest(
     found = np.empty((len(queries), n_neighbors)), np.empty((len(queries), n_neighbors), np.int64)
 
     def search(part: slice) -> None:
-        _search(tree.points, tree.numbers, tree.boxes, tree.start, ordered[part], found[0][part], found[1][part])
+        _search(*tree, ordered[part], found[0][part], found[1][part])
 
     if workers == 1:
         search(slice(None))
@@ -97,9 +99,10 @@ def order_by_cell(queries: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> 
     """
     key = np.zeros(len(queries), np.uint16)
     for axis in range(min(2, queries.shape[1])):
-        width = max(float(high[axis] - low[axis]), np.finfo(np.float32).tiny)
-        code = (queries[:, axis] - low[axis]) * np.float32((GRID_CODES - 1) / width)
-        key |= _SPREAD[np.clip(code, 0, GRID_CODES - 1).astype(np.uint8)] << np.uint16(axis)
+        width = float(high[axis]) - float(low[axis])
+        if width > 0:
+            inside = np.clip(queries[:, axis], low[axis], high[axis]) - low[axis]
+            key |= _SPREAD[(inside * ((GRID_CODES - 1) / width)).astype(np.uint8)] << np.uint16(axis)
     return np.argsort(key, kind="stable")
 
 
@@ -113,7 +116,7 @@ _SPREAD = _spread_bits()
 
 
 @njit(nogil=True, cache=True)
-def _split(points, numbers, boxes, bounds):  # type: ignore[no-untyped-def]
+def _split(points, numbers, boxes, axis, bounds):  # type: ignore[no-untyped-def]
     """Order points into leaves: each node's are halved at the median along the longest side of their box."""
     nodes, features = boxes.shape[:2]
     bounds[0, 0], bounds[0, 1] = 0, len(points)
@@ -127,6 +130,7 @@ def _split(points, numbers, boxes, bounds):  # type: ignore[no-untyped-def]
             boxes[node, f, 0], boxes[node, f, 1] = low, high
             if high - low > boxes[node, widest, 1] - boxes[node, widest, 0]:
                 widest = f
+        axis[node] = widest
         if 2 * node + 2 < nodes:
             middle = (start + stop) // 2
             _select(points, numbers, start, stop - 1, middle, widest)
@@ -160,51 +164,61 @@ def _select(points, numbers, left, right, middle, axis):  # type: ignore[no-unty
 
 
 @njit(nogil=True, cache=True)
-def _search(points, numbers, boxes, start, queries, distances, found):  # type: ignore[no-untyped-def]
-    """Fill the squared distances and numbers of each query's nearest points."""
+def _search(points, numbers, boxes, axis, start, queries, distances, found):  # type: ignore[no-untyped-def]
+    """Fill the squared distances and numbers of each query's nearest points.
+
+    A node's bound is never larger than the distance, as summed here, to any point in it: each is the sum of the same
+    squares or of smaller ones, in the same order, and rounding keeps order.
+    """
     nodes, features = boxes.shape[:2]
     first_leaf, k = nodes // 2, distances.shape[1]
-    waiting, bound = np.empty(128, np.int64), np.empty(128)
-    query = np.empty(features)
+    waiting, bound = np.empty(64, np.int64), np.empty(64)
+    query, squared = np.empty(features), np.empty(LEAF_POINTS)
     for row in range(len(queries)):
         for f in range(features):
             query[f] = queries[row, f]
         best, best_number = distances[row], found[row]
         best[:] = np.inf
-        best_number[:] = len(points)
+        best_number[:] = len(numbers)
         waiting[0], bound[0], depth, worst = 0, 0.0, 1, np.inf
         while depth:
             depth -= 1
             node = waiting[depth]
-            if bound[depth] > worst:
+            if bound[depth] > worst or _to_box(boxes, node, query) > worst:
                 continue
-            while node < first_leaf:
-                one, two = 2 * node + 1, 2 * node + 2
-                to_one, to_two = 0.0, 0.0
-                for f in range(features):
-                    # summed like the distances below, so that rounding never puts a box beyond a point in it
-                    away = max(boxes[one, f, 0] - query[f], query[f] - boxes[one, f, 1], 0.0)
-                    to_one += away * away
-                    away = max(boxes[two, f, 0] - query[f], query[f] - boxes[two, f, 1], 0.0)
-                    to_two += away * away
+            while node < first_leaf:  # down to the nearer leaf; the farther halves wait
+                f, one, two = axis[node], 2 * node + 1, 2 * node + 2
+                to_one, to_two = max(query[f] - boxes[one, f, 1], 0.0), max(boxes[two, f, 0] - query[f], 0.0)
                 if to_one <= to_two:
-                    node, waiting[depth], bound[depth] = one, two, to_two
+                    node, waiting[depth], bound[depth] = one, two, to_two * to_two
                 else:
-                    node, waiting[depth], bound[depth] = two, one, to_one
+                    node, waiting[depth], bound[depth] = two, one, to_one * to_one
                 if bound[depth] <= worst:
                     depth += 1
-            for i in range(start[node - first_leaf], start[node - first_leaf + 1]):
-                squared = 0.0
-                for f in range(features):
-                    away = query[f] - points[i, f]
-                    squared += away * away
-                if squared > worst or (squared == worst and numbers[i] > best_number[k - 1]):
+            first, size = start[node - first_leaf], start[node - first_leaf + 1] - start[node - first_leaf]
+            for i in range(size):
+                squared[i] = 0.0
+            for f in range(features):
+                for i in range(size):
+                    away = query[f] - points[f, first + i]
+                    squared[i] += away * away
+            for i in range(size):
+                if squared[i] > worst or (squared[i] == worst and numbers[first + i] > best_number[k - 1]):
                     continue
-                number, place = numbers[i], k - 1
+                number, place = numbers[first + i], k - 1
                 while place > 0 and (
-                    squared < best[place - 1] or (squared == best[place - 1] and number < best_number[place - 1])
+                    squared[i] < best[place - 1] or (squared[i] == best[place - 1] and number < best_number[place - 1])
                 ):
                     best[place], best_number[place] = best[place - 1], best_number[place - 1]
                     place -= 1
-                best[place], best_number[place] = squared, number
+                best[place], best_number[place] = squared[i], number
                 worst = best[k - 1]
+
+
+@njit(nogil=True, cache=True)
+def _to_box(boxes, node, query):  # type: ignore[no-untyped-def]
+    squared = 0.0
+    for f in range(len(query)):
+        away = max(boxes[node, f, 0] - query[f], query[f] - boxes[node, f, 1], 0.0)
+        squared += away * away
+    return squared
