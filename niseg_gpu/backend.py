@@ -93,9 +93,7 @@ class Cpu:
 
         return build_tree(points)
 
-    def find_nearest(
-        self, index: Any, queries: np.ndarray, *, n_neighbors: int, workers: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def find_nearest(self, index: Any, queries: np.ndarray, *, n_neighbors: int, workers: int) -> tuple[Any, Any]:
         """Distances (float64) and numbers of each query's nearest points; of points equally far the first wins."""
         from niseg_gpu.kernels.kdtree import find_nearest
 
@@ -165,11 +163,8 @@ class Gpu:
     def index_points(self, points: Any, *, n_neighbors: int) -> Any:
         # cuML searches in float32: a few candidates more, so that ranking them in float64 can mend its order
         candidates = min(n_neighbors + 8, len(points))
-        balls = points.shape[1] in (2, 3) and candidates**2 <= len(points)
-        model = self._neighbors(
-            n_neighbors=candidates, algorithm="rbc" if balls else "brute", metric="euclidean", output_type="cupy"
-        )
-        return points, model.fit(points)
+        algorithm = "rbc" if points.shape[1] in (2, 3) and candidates**2 <= len(points) else "brute"
+        return points, self._neighbors(n_neighbors=candidates, algorithm=algorithm, output_type="cupy").fit(points)
 
     def find_nearest(self, index: Any, queries: Any, *, n_neighbors: int, workers: int) -> tuple[Any, Any]:
         from niseg_gpu.kernels.candidates import rank_candidates
