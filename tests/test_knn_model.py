@@ -19,16 +19,6 @@ def scene(seed: int = 0, *, shape: tuple[int, ...] = (40, 50), whole: bool = Fal
     return (image.round().astype(np.uint16) if whole else image.astype(np.float32)), spots
 
 
-def sklearn_of(model: KnnModel) -> KNeighborsClassifier:
-    classifier = KNeighborsClassifier(model.n_neighbors, weights=model.weights, algorithm="kd_tree")
-    return classifier.fit((model.points - model.means) / model.scales, model.labels)
-
-
-def queries_of(image: np.ndarray, model: KnnModel) -> np.ndarray:
-    features = compute_features(image, model.features).reshape(-1, len(model.features))
-    return (features - model.means) / model.scales
-
-
 @pytest.mark.parametrize("per_spot", [0.5, 1, 3, np.inf])
 def test_all_spots_and_so_many_background_pixels_train(per_spot: float) -> None:
     images, masks = zip(scene(0), scene(1, shape=(20, 30)), strict=True)
