@@ -47,6 +47,7 @@ class Cpu:
     uses = {
         "overlap_correct": "numba (own kernel)",
         "remove_spots": "numba (own kernel) for sizes 3 and 5, scipy.ndimage.median_filter for others",
+        "detect_spots": "numba (own k-d tree)",
         "kmeans": "sklearn.cluster.KMeans (lloyd)",
         "everything else": "numpy",
     }
@@ -111,6 +112,18 @@ class Cpu:
             model.fit(pixels)
         return Clusters(model.labels_, model.cluster_centers_, float(model.inertia_), int(model.n_iter_))
 
+    def index_points(self, points: np.ndarray, *, n_neighbors: int) -> Any:
+        """Prepare (n, features) float32 points, all different, for `find_nearest`."""
+        from niseg_gpu.kernels.kdtree import build_tree
+
+        return build_tree(points)
+
+    def find_nearest(self, index: Any, queries: np.ndarray, *, n_neighbors: int, workers: int) -> tuple[Any, Any]:
+        """Distances (float64) and numbers of each query's nearest points; of points equally far the first wins."""
+        from niseg_gpu.kernels.kdtree import find_nearest
+
+        return find_nearest(index, queries, n_neighbors=n_neighbors, workers=workers)
+
     def from_host(self, block: np.ndarray) -> np.ndarray:
         return block
 
@@ -131,6 +144,7 @@ class Gpu:
     uses = {
         "overlap_correct": "cupy",
         "remove_spots": "cucim.skimage.filters.median",
+        "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
         "kmeans": "cuml.cluster.KMeans, one iteration a call",
         "everything else": "cupy",
     }
@@ -146,6 +160,10 @@ class Gpu:
     @cached_property
     def _kmeans(self) -> Any:
         return importlib.import_module("cuml.cluster").KMeans
+
+    @cached_property
+    def _neighbors(self) -> Any:
+        return importlib.import_module("cuml.neighbors").NearestNeighbors
 
     def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
         return self._median(image, size, mode="nearest")
@@ -180,6 +198,19 @@ class Gpu:
             return model.cluster_centers_, model.labels_, float(model.inertia_)
 
         return iterate_lloyd(self.xp, iterate, pixels, centroids=centroids, max_iter=max_iter, tol=tol)
+
+    def index_points(self, points: Any, *, n_neighbors: int) -> Any:
+        # cuML searches in float32: a few candidates more, so that ranking them in float64 can mend its order
+        candidates = min(n_neighbors + 8, len(points))
+        algorithm = "rbc" if points.shape[1] in (2, 3) and candidates**2 <= len(points) else "brute"
+        return points, self._neighbors(n_neighbors=candidates, algorithm=algorithm, output_type="cupy").fit(points)
+
+    def find_nearest(self, index: Any, queries: Any, *, n_neighbors: int, workers: int) -> tuple[Any, Any]:
+        from niseg_gpu.kernels.candidates import rank_candidates
+
+        points, model = index
+        candidates = model.kneighbors(queries, return_distance=False)
+        return rank_candidates(points, queries, candidates, n_neighbors=n_neighbors, xp=self.xp)
 
     def from_host(self, block: np.ndarray) -> Any:
         return self.xp.asarray(np.ascontiguousarray(block))
@@ -322,7 +353,7 @@ def why_no_gpu() -> str:
         if GPU.xp.cuda.runtime.getDeviceCount() == 0:
             return "no CUDA device"
         GPU.xp.zeros(1).sum().item()
-        _ = GPU._median, GPU._kmeans
+        _ = GPU._median, GPU._kmeans, GPU._neighbors
     except Exception as error:  # drivers and loaders fail in ways of their own; the reason is passed on in words
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return ""

@@ -10,12 +10,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from niseg_gpu.cli_knn import add_knn
+from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
 from niseg_gpu.errors import UserError, suggest
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 EPILOG = "Every command explains itself with --help."
 
@@ -80,14 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    run = _command(commands, "run", _run, "Run a pipeline into a folder of results.")
+    run = add_command(commands, "run", _run, "Run a pipeline into a folder of results.")
     run.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
     _add_run_options(run)
-    check = _command(commands, "check", _check, "Check a pipeline: everything that can be known without computing.")
+    check = add_command(commands, "check", _check, "Check a pipeline: everything that can be known without computing.")
     check.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
     _add_overrides(check)
 
-    demo = _command(commands, "demo", _demo, "Simulate a time-of-flight run and segment it.")
+    demo = add_command(commands, "demo", _demo, "Simulate a time-of-flight run and segment it.")
     demo.add_argument("--out", default="niseg-demo", help="folder to make (default: niseg-demo)")
     demo.add_argument(
         "--size", choices=("small", "full"), default="small", help="small: 256x256, full: 512x512 x 916 bins"
@@ -95,18 +94,19 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo of the same name")
 
-    evaluate = _command(commands, "evaluate", _evaluate, "Compare a mask, scores or a label map with the truth.")
+    evaluate = add_command(commands, "evaluate", _evaluate, "Compare a mask, scores or a label map with the truth.")
     evaluate.add_argument("predicted", metavar="PREDICTED", help="mask, scores or labels to judge")
     evaluate.add_argument("truth", metavar="TRUTH", help="true mask or labels, of the same shape")
     add_keywords(evaluate, evaluate_files)
 
-    info = _command(commands, "info", _info, "Show devices, libraries and which of them each step would use.")
+    info = add_command(commands, "info", _info, "Show devices, libraries and which of them each step would use.")
     info.add_argument("--json", action="store_true", help="for programs to read")
 
     simulate = commands.add_parser("simulate", help="Simulate data with known truth.")
     kinds = simulate.add_subparsers(metavar="KIND", required=True)
     _add_simulate_tof(kinds)
 
+    add_knn(commands)
     for name in OPS:
         _add_step(commands, name, summary_of(name))
     return parser
@@ -116,15 +116,6 @@ def _version() -> str:
     import importlib.metadata
 
     return f"niseg-gpu {importlib.metadata.version('niseg-gpu')}"
-
-
-def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(run=run)
-    loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument("--quiet", action="store_true", help="say nothing but errors")
-    loudness.add_argument("--verbose", action="store_true", help="say what is done, and show tracebacks")
-    return parser
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -144,61 +135,19 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of the same name")
 
 
-def _add_fields(parser: argparse.ArgumentParser, model: type[BaseModel], *, leave_out: Sequence[str] = ()) -> None:
-    """One option for each field of a pydantic model; values are read as YAML and checked by the model."""
-    for name, field in model.model_fields.items():
-        if name in leave_out:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        default = "required" if field.is_required() else f"default: {field.default}"
-        text = f"{field.description or ''} ({default})".replace("%", "%%").replace("``", "")
-        if field.annotation is bool:
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, dest=name, help=text)
-        else:
-            parser.add_argument(flag, default=argparse.SUPPRESS, dest=name, metavar="VALUE", help=text)
-
-
-def _given(options: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
-    """The fields that the user named, comma lists as lists."""
-    import yaml
-
-    values = {}
-    for name in model.model_fields:
-        if hasattr(options, name):
-            value = getattr(options, name)
-            if isinstance(value, str):
-                annotation = str(model.model_fields[name].annotation)
-                listed = (
-                    "list" in annotation.lower() or "tuple" in annotation.lower() or "sequence" in annotation.lower()
-                )
-                value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value)
-            values[name] = value
-    return values
-
-
-def _scalar(text: str) -> Any:
-    """Numbers as numbers; everything else stays the text it is."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _add_step(commands: Any, step: str, text: str) -> None:
     from niseg_gpu.pipeline.parameters import parameters_of
     from niseg_gpu.pipeline.parse import Compute, Input
     from niseg_gpu.pipeline.steps import OPS
 
-    parser = _command(commands, step.replace("_", "-"), _step, text)
+    parser = add_command(commands, step.replace("_", "-"), _step, text)
     parser.set_defaults(step=step)
     parser.add_argument("input", metavar="IN", help="folder, glob or file to read")
     parser.add_argument("output", metavar="OUT", help="file to write: .zarr, .tif, .h5 or .npy")
-    _add_fields(parser.add_argument_group("parameters"), parameters_of(step))
+    add_fields(parser.add_argument_group("parameters"), parameters_of(step))
     reading = parser.add_argument_group("reading and computing")
-    _add_fields(reading, Input, leave_out=("path",))
-    _add_fields(reading, Compute)
+    add_fields(reading, Input, leave_out=("path",))
+    add_fields(reading, Compute)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     if OPS[step].mask:
         parser.add_argument("--mask", metavar="FILE", help="also write the mask of spots")
@@ -210,7 +159,7 @@ def _add_simulate_tof(kinds: Any) -> None:
     from niseg_gpu.pipeline.parameters import add_keywords
     from niseg_gpu.simulate.tof import simulate_tof
 
-    parser = _command(kinds, "tof", _simulate_tof, "Simulate a time-of-flight run with its open beam and its truth.")
+    parser = add_command(kinds, "tof", _simulate_tof, "Simulate a time-of-flight run with its open beam and its truth.")
     parser.add_argument("output", metavar="OUT", help="folder to make")
     add_keywords(parser, simulate_tof)
 
@@ -224,11 +173,6 @@ def _set_up_logging(options: argparse.Namespace) -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-
-
-def _say(options: argparse.Namespace, text: str) -> None:
-    if not options.quiet:
-        print(text)
 
 
 def _read(options: argparse.Namespace) -> Any:
@@ -246,7 +190,7 @@ def _run(options: argparse.Namespace) -> None:
     from niseg_gpu.pipeline.run import run_pipeline
 
     out = run_pipeline(_read(options), overwrite=options.overwrite, quiet=options.quiet)
-    _say(options, summarize(out))
+    say(options, summarize(out))
 
 
 def summarize(out: Path) -> str:
@@ -281,7 +225,7 @@ def _check(options: argparse.Namespace) -> None:
             f"{stage.name:<18} {_axes(stage.info.dims, stage.info.shape)} {stage.info.dtype} {stage.info.quantity}"
         )
     lines.append(f"device {session.engine.backend.name} ({session.reason}), {session.workers} workers; all is well")
-    _say(options, "\n".join(lines))
+    say(options, "\n".join(lines))
 
 
 def _axes(dims: Sequence[str], shape: Sequence[int]) -> str:
@@ -294,7 +238,7 @@ def _demo(options: argparse.Namespace) -> None:
     out = run_demo(
         Path(options.out), size=options.size, device=options.device, overwrite=options.overwrite, quiet=options.quiet
     )
-    _say(options, summarize(out))
+    say(options, summarize(out))
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -311,7 +255,7 @@ def _simulate_tof(options: argparse.Namespace) -> None:
     from niseg_gpu.simulate.tof import simulate_tof
 
     simulate_tof(Path(options.output), **{name: getattr(options, name) for name in keywords_of(simulate_tof)})
-    _say(options, f"wrote {options.output}")
+    say(options, f"wrote {options.output}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -319,7 +263,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from niseg_gpu.pipeline.parameters import keywords_of
 
     named = {name: getattr(options, name) for name in keywords_of(evaluate_files)}
-    _say(options, "\n".join(evaluate_files(options.predicted, options.truth, **named)))
+    say(options, "\n".join(evaluate_files(options.predicted, options.truth, **named)))
 
 
 def _step(options: argparse.Namespace) -> None:
@@ -328,13 +272,13 @@ def _step(options: argparse.Namespace) -> None:
     from niseg_gpu.pipeline.transform import transform_file
 
     mapping = {
-        "input": {"path": options.input, **_given(options, Input)},
-        "steps": [{options.step: _given(options, parameters_of(options.step))}],
-        "compute": _given(options, Compute),
+        "input": {"path": options.input, **given_fields(options, Input)},
+        "steps": [{options.step: given_fields(options, parameters_of(options.step))}],
+        "compute": given_fields(options, Compute),
     }
     extra = {name: getattr(options, name) for name in ("mask", "spectra") if getattr(options, name, None)}
     written = transform_file(
         parse_pipeline(mapping), Path(options.output), overwrite=options.overwrite, quiet=options.quiet, **extra
     )
     for line in written:
-        _say(options, line)
+        say(options, line)

@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
+from niseg_gpu.stack import NamesFile
 
 SEEDING_PIXELS = 16_384
 BLOCK_PIXELS = 2_048
@@ -85,7 +86,7 @@ def fit_kmeans(
     *,
     n_clusters: Annotated[int, Ge(1), Le(65_534)] = 8,
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 2018,
-    init: str | list[list[float]] = "k-means++",
+    init: Annotated[str | list[list[float]], NamesFile(".npy")] = "k-means++",
     n_init: Annotated[int, Ge(1)] = 1,
     max_iter: Annotated[int, Ge(1)] = 300,
     tol: Annotated[float, Ge(0)] = 1e-4,

@@ -15,6 +15,18 @@ UNITS = {"tof": "s", "tof_width": "s", "wavelength": "angstrom", "angle": "degre
 
 
 @dataclass(frozen=True)
+class NamesFile:
+    """Marks a step's parameter that may name a file to read, by its ending; a relative one starts from the pipeline's.
+
+    Attributes
+    ----------
+    suffix : str
+    """
+
+    suffix: str
+
+
+@dataclass(frozen=True)
 class StackInfo:
     """Axes, dtype, coordinates and attributes of a stack.
 

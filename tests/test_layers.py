@@ -23,6 +23,9 @@ LAYERS = {
     "spots": 3,
     "kmeans": 3,
     "evaluate": 3,
+    "knn_features": 3,
+    "knn_model": 3,
+    "knn": 3,
     "simulate": 3,
     "figures": 4,
     "figures_spectra": 4,
@@ -30,6 +33,8 @@ LAYERS = {
     "report_cards": 4,
     "report": 4,
     "pipeline": 4,
+    "cli_options": 5,
+    "cli_knn": 5,
     "cli": 5,
     "__main__": 6,
 }
@@ -72,7 +77,7 @@ def test_only_backend_names_device_libraries(path: Path) -> None:
         assert not name.startswith("scipy.ndimage"), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("room", ["correct", "tof", "spots", "kmeans", "kernels"])
+@pytest.mark.parametrize("room", ["correct", "tof", "spots", "kmeans", "knn_features", "knn_model", "knn", "kernels"])
 def test_no_step_knows_dask(room: str) -> None:
     for path in MODULES:
         if room_of(path) == room:

@@ -141,7 +141,7 @@ class Engine:
         **references : xarray.DataArray or None
             ``open_beam`` and ``dark``.
         """
-        return self._map(stack, self.fit(stack, steps, reading=True, **references), whole=whole)
+        return self.map_stages(stack, self.fit(stack, steps, reading=True, **references), whole=whole)
 
     def fit(
         self,
@@ -160,7 +160,7 @@ class Engine:
                 info,
                 self._reference(open_beam, steps[:i], reading=reading),
                 self._reference(dark, steps[:i], reading=reading),
-                lambda done=done: self.to_host(self._map(stack, done).image),
+                lambda done=done: self.to_host(self.map_stages(stack, done).image),
             )
             state = dict(step.parameters)
             if op.check is not None:
@@ -180,15 +180,17 @@ class Engine:
             steps = [s for s in steps if s.name != "assign_wavelength"]
         stages = self.fit(stack, steps, reading=reading)
         info = stages[-1].info if stages else StackInfo.of(stack)
-        return Reference(info, stack, stages, lambda: self.to_host(self._map(stack, stages).image))
+        return Reference(info, stack, stages, lambda: self.to_host(self.map_stages(stack, stages).image))
 
     def to_host(self, stack: xr.DataArray) -> xr.DataArray:
         """Bring a lazy stack's blocks to the host."""
         meta = np.empty((0,) * stack.ndim, stack.dtype)
         return stack.copy(data=stack.data.map_blocks(self.backend.to_host, dtype=stack.dtype, meta=meta))
 
-    def _map(self, stack: xr.DataArray, stages: Sequence[Stage], *, whole: frozenset[str] = frozenset()) -> Applied:
-        """Fuse the stages into one task a block."""
+    def map_stages(
+        self, stack: xr.DataArray, stages: Sequence[Stage], *, whole: frozenset[str] = frozenset()
+    ) -> Applied:
+        """Apply stages that are ready, lazily, fused into one task a block."""
         import dask.array as da
         from dask import delayed
 

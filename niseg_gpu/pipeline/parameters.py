@@ -21,14 +21,19 @@ def parameters_of(step: str) -> type[BaseModel]:
     op = OPS[step]
     function = op.fit or op.apply
     assert function is not None
+    return model_of(function, name=step)
+
+
+def model_of(function: Callable[..., Any], *, name: str) -> type[BaseModel]:
+    """Return the model of a function's keyword-only arguments."""
     hints = get_type_hints(function, include_extras=True)
     texts = described(function)
     fields: dict[str, Any] = {}
-    for name, p in inspect.signature(function).parameters.items():
+    for key, p in inspect.signature(function).parameters.items():
         if p.kind is p.KEYWORD_ONLY:
             default = ... if p.default is p.empty else p.default
-            fields[name] = (hints[name], Field(default, description=texts.get(name, "")))
-    return create_model(step, __config__=ConfigDict(extra="forbid"), **fields)
+            fields[key] = (hints[key], Field(default, description=texts.get(key, "")))
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
 
 
 def summary_of(step: str) -> str:

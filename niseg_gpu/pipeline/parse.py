@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.pipeline.parameters import check_model, parameters_of
 from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.stack import NamesFile
 
 ARRAYS = ("image", "spots", "labels", "spectra")
 
@@ -141,10 +143,19 @@ def _parse_step(step: Any, base: Path | None) -> Step:
     if name not in OPS:
         raise UserError(f"unknown step {name!r}{suggest(str(name), OPS)}")
     parameters = dict(parameters or {}) if isinstance(parameters, Mapping | None) else parameters
-    values = check_model(parameters_of(name), parameters, where=name).model_dump()
-    if isinstance(values.get("init"), str) and values["init"].endswith(".npy") and base is not None:
-        values["init"] = str(base / values["init"])
-    return Step(name, values)
+    model = parameters_of(name)
+    values = check_model(model, parameters, where=name).model_dump()
+    return Step(
+        name, values if base is None else {k: _file_based(v, model.model_fields[k], base) for k, v in values.items()}
+    )
+
+
+def _file_based(value: Any, field: FieldInfo, base: Path) -> Any:
+    """Let a relative name of a file, where a parameter may be one, start from `base`."""
+    suffixes = [mark.suffix for mark in field.metadata if isinstance(mark, NamesFile)]
+    if isinstance(value, str) and any(value.lower().endswith(suffix) for suffix in suffixes):
+        return str(base / Path(value).expanduser())
+    return value
 
 
 def _based(section: Any, base: Path | None) -> Any:

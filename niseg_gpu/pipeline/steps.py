@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from niseg_gpu import correct, kmeans, spots, tof
+from niseg_gpu import correct, kmeans, knn, spots, tof
 
 
 def _no_halo(**_: Any) -> int:
@@ -59,6 +59,7 @@ OPS: dict[str, Op] = {
     "select_tof": Op(tof.select_tof, fit=tof.fit_select_tof, describe=tof.describe_select_tof, whole=TOF),
     "rebin_tof": Op(tof.rebin_tof, fit=tof.fit_rebin_tof, describe=tof.describe_rebin_tof, whole=TOF),
     "remove_spots": Op(spots.remove_spots, check=spots.check_remove_spots, halo=spots.halo_remove_spots, mask=True),
+    "detect_spots": Op(knn.detect_spots, fit=knn.fit_detect_spots, halo=knn.halo_detect_spots, mask=True),
     "normalize": Op(
         correct.normalize, fit=correct.fit_normalize, check=correct.check_normalize, describe=correct.describe_normalize
     ),

@@ -1,0 +1,69 @@
+"""What the commands share: how they are made, and how options become checked parameters."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+def add_command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    """Add a command that calls `run` with its options."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    loudness.add_argument("--verbose", action="store_true", help="say what is done, and show tracebacks")
+    return parser
+
+
+def add_fields(parser: argparse.ArgumentParser, model: type[BaseModel], *, leave_out: Sequence[str] = ()) -> None:
+    """One option for each field of a pydantic model; values are read as YAML and checked by the model."""
+    for name, field in model.model_fields.items():
+        if name in leave_out:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        default = "required" if field.is_required() else f"default: {field.default}"
+        text = f"{field.description or ''} ({default})".replace("%", "%%").replace("``", "")
+        if field.annotation is bool:
+            action = argparse.BooleanOptionalAction if field.default is True else "store_true"
+            parser.add_argument(flag, action=action, default=argparse.SUPPRESS, dest=name, help=text)
+        else:
+            parser.add_argument(flag, default=argparse.SUPPRESS, dest=name, metavar="VALUE", help=text)
+
+
+def given_fields(options: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
+    """The fields that the user named, comma lists as lists."""
+    import yaml
+
+    values = {}
+    for name in model.model_fields:
+        if hasattr(options, name):
+            value = getattr(options, name)
+            if isinstance(value, str):
+                annotation = str(model.model_fields[name].annotation)
+                listed = (
+                    "list" in annotation.lower() or "tuple" in annotation.lower() or "sequence" in annotation.lower()
+                )
+                value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value)
+            values[name] = value
+    return values
+
+
+def _scalar(text: str) -> Any:
+    """Numbers as numbers; everything else stays the text it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def say(options: argparse.Namespace, text: str) -> None:
+    """Print, unless told to be quiet."""
+    if not options.quiet:
+        print(text)
