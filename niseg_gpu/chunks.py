@@ -49,16 +49,12 @@ def cut_regions(
     return [tuple([*full[:axis], slice(a, min(a + thick, shape[axis])), *full[axis + 1 :]]) for a in starts]
 
 
-def widen(region: Region, shape: tuple[int, ...], *, halo: int) -> Region:
-    """Widen a region by `halo` in y and x as far as the stack goes."""
-    lead = len(region) - 2
-    tail = (
-        slice(max(0, s.start - halo), min(n, s.stop + halo)) for s, n in zip(region[lead:], shape[lead:], strict=True)
-    )
-    return (*region[:lead], *tail)
+def widen(region: Region, shape: tuple[int, ...], *, halo: tuple[int, int]) -> Region:
+    """Widen a region as far as the stack goes: by ``halo[0]`` along the first of three axes, ``halo[1]`` in y and x."""
+    reach = (halo[0], halo[1], halo[1])[-len(shape) :]
+    return tuple(slice(max(0, s.start - h), min(n, s.stop + h)) for s, n, h in zip(region, shape, reach, strict=True))
 
 
 def locate(region: Region, *, within: Region) -> Region:
-    """Rows and columns of `region` as they lie inside the block `within`."""
-    pairs = zip(region[-2:], within[-2:], strict=True)
-    return tuple(slice(s.start - w.start, s.stop - w.start) for s, w in pairs)
+    """Return `region` as it lies inside the block `within`."""
+    return tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(region, within, strict=True))

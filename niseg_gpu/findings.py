@@ -33,7 +33,7 @@ def count(what: str, where: Any, *, times: int = 1) -> None:
     """
     tally = _tally.get()
     if tally is not None:
-        number = where[(..., *tally.inner)].sum() * times
+        number = where[(..., *tally.inner[-where.ndim :])].sum() * times
         tally.numbers[what] = tally.numbers[what] + number if what in tally.numbers else number
 
 
@@ -44,7 +44,7 @@ def collect(inner: tuple[slice, ...] = ()) -> Iterator[dict[str, Any]]:
     Parameters
     ----------
     inner : tuple of slice
-        Rows and columns that are this block's own; what lies around them is counted by its neighbours.
+        Frames, rows and columns that are this block's own; what lies around them is counted by its neighbours.
     """
     tally = _Tally({}, inner)
     token = _tally.set(tally)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ def remove_spots(
     threshold_unit: Literal["counts", "sigma", "poisson"] = "counts",
     replacement: Literal["median", "mean", "nan"] = "median",
     max_area: Annotated[int, Ge(1)] | None = None,
+    neighbourhood: Literal["frame", "volume"] = "frame",
 ) -> tuple[Any, Any]:
     """Replace spots by what their surroundings say.
 
@@ -36,7 +38,7 @@ def remove_spots(
     Parameters
     ----------
     image : (..., Y, X) array
-        One frame, or frames one after another; each is cleaned by itself. The border value goes on outside.
+        One frame, or frames one after another. The border value goes on outside.
     size : int
         Side of the window in pixels, odd.
     threshold : float
@@ -49,7 +51,9 @@ def remove_spots(
     replacement : {"median", "mean", "nan"}
         ``mean`` is that of the window's values that are no spots; ``nan`` needs floats.
     max_area : int, optional
-        Spots of more connected pixels than this (8-connected) are structures, and left alone.
+        Spots of more connected pixels than this (8-connected, in their frame) are structures, and left alone.
+    neighbourhood : {"frame", "volume"}
+        ``frame``: each frame is cleaned by itself. ``volume``: windows reach over `size` frames too.
 
     Returns
     -------
@@ -61,16 +65,17 @@ def remove_spots(
     if replacement == "nan" and image.dtype.kind != "f":
         raise UserError(f"remove_spots: replacement nan needs floats, the image is {image.dtype}; use median or mean")
     backend = backend_of(image)
-    plain = threshold_unit == "counts" and replacement == "median" and max_area is None
+    window = _window(image, size, neighbourhood)
+    plain = threshold_unit == "counts" and replacement == "median" and max_area is None and neighbourhood == "frame"
     if plain and not _has_nan(image):
         cleaned, spots = backend.clean_spots(image, size=size, threshold=float(threshold), kind=kind)
     else:
-        median = _median_of_values(image, size)
+        median = _median_of_values(image, window)
         limit = threshold * _noise(image, median, threshold_unit)
         spots = _find(image, median, limit, kind)
         if max_area is not None:
             spots = _drop_large(spots, max_area)
-        cleaned = _replace(image, median, spots, size=size, replacement=replacement)
+        cleaned = _replace(image, median, spots, window=window, replacement=replacement)
     count("spots replaced", spots)
     return cleaned, spots
 
@@ -87,20 +92,33 @@ def check_remove_spots(before: Any, *, size: int = 3, threshold: float, replacem
 
 
 def halo_remove_spots(
-    *, size: int = 3, threshold_unit: str = "counts", replacement: str = "median", max_area: int | None = None, **_: Any
-) -> int:
-    """Pixels of neighbourhood that a block needs.
+    *,
+    size: int = 3,
+    threshold_unit: str = "counts",
+    replacement: str = "median",
+    max_area: int | None = None,
+    neighbourhood: str = "frame",
+    **_: Any,
+) -> tuple[int, int]:
+    """Frames and pixels of neighbourhood that a block needs.
 
     A component of more than `max_area` pixels shows at least that many within `max_area` pixels of any of its own.
     """
     halo = size // 2
+    frames = size // 2 if neighbourhood == "volume" else 0
     if threshold_unit == "sigma":
         halo += NOISE_SIZE // 2
     if max_area is not None:
         halo += max_area
     if replacement == "mean":
-        halo += size // 2
-    return halo
+        halo, frames = halo + size // 2, 2 * frames
+    return frames, halo
+
+
+def _window(image: Any, size: int, neighbourhood: str) -> tuple[int, ...]:
+    """Sides of the window along each axis."""
+    flat = image.ndim - 2 if neighbourhood == "frame" else 0
+    return (1,) * flat + (size,) * (image.ndim - flat)
 
 
 def _has_nan(image: Any) -> bool:
@@ -110,26 +128,26 @@ def _has_nan(image: Any) -> bool:
     return bool(xp.isnan(xp.sum(image)))  # Inf - Inf looks like NaN too: then the careful way is taken for nothing
 
 
-def _median_of_values(image: Any, size: int) -> Any:
-    """Running median of each frame; where a window holds NaN, that of its other values (NaN where it has none)."""
+def _median_of_values(image: Any, window: tuple[int, ...]) -> Any:
+    """Running median; where a window holds NaN, that of its other values (NaN where it has none)."""
     backend = backend_of(image)
-    xp, window = backend.xp, (1,) * (image.ndim - 2) + (size, size)
+    xp = backend.xp
     if not _has_nan(image):
         return backend.median(image, size=window)
     missing = xp.isnan(image)
     median = backend.median(xp.where(missing, xp.asarray(0, dtype=image.dtype), image), size=window)
-    for places, values, _ in _windows(_spread(missing, size // 2), size, image):
+    for places, values, _ in _windows(_spread(missing, window), window, image):
         some = ~xp.all(xp.isnan(values), axis=1)
         filled = xp.where(some[:, None], values, xp.asarray(0, dtype=image.dtype))
         median[places] = xp.where(some, xp.nanmedian(filled, axis=1), xp.nan)
     return median
 
 
-def _spread(mask: Any, reach: int) -> Any:
-    """Also mark what lies within `reach` rows and columns of a marked pixel of the same frame."""
-    for axis in (-2, -1):
+def _spread(mask: Any, window: tuple[int, ...]) -> Any:
+    """Also mark every pixel whose window holds a marked one."""
+    for axis, side in enumerate(window):
         grown = mask.copy()
-        for step in range(1, min(reach, mask.shape[axis] - 1) + 1):
+        for step in range(1, min(side // 2, mask.shape[axis] - 1) + 1):
             ahead, behind = [slice(None)] * mask.ndim, [slice(None)] * mask.ndim
             ahead[axis], behind[axis] = slice(step, None), slice(None, -step)
             grown[tuple(ahead)] |= mask[tuple(behind)]
@@ -146,7 +164,7 @@ def _noise(image: Any, median: Any, unit: str) -> Any:
     if unit == "poisson":
         return xp.sqrt(xp.maximum(xp.astype(median, xp.float32), xp.asarray(1, dtype=xp.float32)))
     distance = xp.abs(xp.astype(image, xp.float32) - xp.astype(median, xp.float32))
-    sigma = MAD_TO_SIGMA * _median_of_values(distance, NOISE_SIZE)
+    sigma = MAD_TO_SIGMA * _median_of_values(distance, _window(image, NOISE_SIZE, "frame"))
     return sigma if image.dtype.kind == "f" else xp.maximum(sigma, xp.asarray(0.5, dtype=xp.float32))
 
 
@@ -172,14 +190,14 @@ def _drop_large(spots: Any, max_area: int) -> Any:
     return (areas <= max_area)[numbers]
 
 
-def _replace(image: Any, median: Any, spots: Any, *, size: int, replacement: str) -> Any:
+def _replace(image: Any, median: Any, spots: Any, *, window: tuple[int, ...], replacement: str) -> Any:
     xp = backend_of(image).xp
     if replacement == "nan":
         return xp.where(spots, xp.asarray(xp.nan, dtype=image.dtype), image)
     cleaned = xp.where(spots, median, image)
     if replacement == "mean":
-        for places, values, inside in _windows(spots, size, image):
-            _, taken, _ = next(_windows_at(places, size, spots))
+        for places, values, inside in _windows(spots, window, image):
+            _, taken, _ = _windows_at(places, window, spots)
             good = inside & ~taken & ~xp.isnan(values)
             number = xp.sum(good, axis=1)
             mean = xp.sum(xp.where(good, values, 0), axis=1, dtype=xp.float64) / xp.maximum(number, 1)
@@ -188,21 +206,20 @@ def _replace(image: Any, median: Any, spots: Any, *, size: int, replacement: str
     return cleaned
 
 
-def _windows(where: Any, size: int, image: Any) -> Any:
-    """Yield (places, values of their windows, which of them lie inside the frame), some places at a time."""
+def _windows(where: Any, window: tuple[int, ...], image: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield (places, values of their windows, which of them lie inside the image), some places at a time."""
     places = where.nonzero()
     for start in range(0, len(places[0]), PIECE):
-        yield from _windows_at(tuple(p[start : start + PIECE] for p in places), size, image)
+        yield _windows_at(tuple(p[start : start + PIECE] for p in places), window, image)
 
 
-def _windows_at(places: tuple[Any, ...], size: int, image: Any) -> Any:
+def _windows_at(places: tuple[Any, ...], window: tuple[int, ...], image: Any) -> tuple[Any, Any, Any]:
+    """The same for given places; values are (places, window), those outside repeat the border."""
     xp = backend_of(image).xp
-    *lead, rows, columns = places
-    height, width = image.shape[-2:]
-    steps = xp.arange(-(size // 2), size // 2 + 1)
-    y = (rows[:, None, None] + steps[None, :, None]) + 0 * steps[None, None, :]
-    x = (columns[:, None, None] + steps[None, None, :]) + 0 * steps[None, :, None]
-    y, x = y.reshape(len(rows), -1), x.reshape(len(rows), -1)
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    y, x = xp.clip(y, 0, height - 1), xp.clip(x, 0, width - 1)
-    yield places, image[(*(index[:, None] for index in lead), y, x)], inside
+    steps = xp.asarray(list(np.ndindex(*window))) - xp.asarray([side // 2 for side in window])
+    inside, index = True, []
+    for axis, place in enumerate(places):
+        at = place[:, None] + steps[None, :, axis]
+        inside = inside & (at >= 0) & (at < image.shape[axis])
+        index.append(xp.clip(at, 0, image.shape[axis] - 1))
+    return places, image[tuple(index)], inside

@@ -40,6 +40,12 @@ def test_a_widened_region_holds_the_region(height, width, halo, data) -> None:
     bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
     frame = np.arange(height * width).reshape(height, width)
     region = (slice(top, bottom), slice(left, right))
-    wide = widen(region, frame.shape, halo=halo)
+    wide = widen(region, frame.shape, halo=(9, halo))
     assert (frame[wide][locate(region, within=wide)] == frame[region]).all()
     assert wide[0].start == max(0, top - halo) and wide[1].stop == min(width, right + halo)
+
+
+def test_three_axes_widen_along_the_first_too() -> None:
+    wide = widen((slice(4, 6), slice(0, 5), slice(2, 3)), (7, 9, 9), halo=(2, 1))
+    assert wide == (slice(2, 7), slice(0, 6), slice(1, 4))
+    assert locate((slice(4, 6), slice(0, 5), slice(2, 3)), within=wide) == (slice(2, 4), slice(0, 5), slice(1, 2))

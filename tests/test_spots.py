@@ -95,4 +95,4 @@ def test_input_is_not_changed_and_spots_are_counted(backend):
 def test_even_size_is_refused_and_halo_is_half_the_window():
     with pytest.raises(UserError, match="size 4; allowed: odd"):
         check_remove_spots(None, size=4, threshold=1.0)
-    assert [halo_remove_spots(size=n) for n in (3, 5, 7)] == [1, 2, 3]
+    assert [halo_remove_spots(size=n) for n in (3, 5, 7)] == [(0, 1), (0, 2), (0, 3)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.ndimage import label
+from scipy.ndimage import label, median_filter
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.errors import UserError
@@ -142,3 +143,32 @@ def test_borders_of_blocks_are_invisible(options) -> None:
     assert len(applied.image.chunks[1]) > 1
     np.testing.assert_array_equal(applied.masks["spots"].values, expected[1])
     np.testing.assert_array_equal(applied.image.values, expected[0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_windows_may_reach_over_frames(dtype) -> None:
+    volume = np.random.default_rng(0).poisson(300, (9, 12, 14)).astype(dtype)
+    volume[4, 5, 6:9] = 900  # a track in one frame: two of three neighbours in the row, none in depth
+    median = median_filter(volume, 3, mode="nearest")
+    cleaned, spots = remove_spots(volume, threshold=200, neighbourhood="volume")
+    np.testing.assert_array_equal(spots, np.abs(volume.astype(float) - median) > 200)
+    np.testing.assert_array_equal(cleaned, np.where(spots, median, volume))
+    assert spots[4, 5, 6:9].all()
+
+
+@pytest.mark.parametrize("replacement", ["median", "mean"])
+def test_borders_between_groups_of_frames_are_invisible(replacement) -> None:
+    volume = np.random.default_rng(0).poisson(300, (23, 20, 14)).astype(np.float32)
+    volume[np.random.default_rng(1).random(volume.shape) < 0.03] = 800
+    volume[7, 3, 3] = np.nan
+    options = {"threshold": 200, "neighbourhood": "volume", "replacement": replacement}
+    expected = remove_spots(volume, **options)
+    stack = xr.DataArray(volume, dims=("z", "y", "x")).chunk({"z": 4, "y": 9})
+    for whole in (frozenset(), frozenset({"z"})):
+        engine = Engine(CPU, bad_values="keep", block_bytes=1)
+        applied = engine.apply(stack, parse_steps([{"remove_spots": options}]), whole=whole)
+        assert max(map(len, applied.image.chunks)) > 1
+        image, spots = dask.compute(applied.image.data, applied.masks["spots"].data)
+        np.testing.assert_array_equal(spots, expected[1])
+        np.testing.assert_array_equal(image, expected[0])
+        assert f"remove_spots: {expected[1].sum()} spots replaced" in engine.clock.findings()

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def halo_of(stages: Sequence[Any]) -> int:
-    """Pixels in y and x that a block must see beyond its border to come through all stages."""
-    return sum(stage.op.halo(**stage.state) for stage in stages)
+def halo_of(stages: Sequence[Any]) -> tuple[int, int]:
+    """What a block must see beyond its border to come through all stages: along the first axis, and in y and x."""
+    halos = [stage.op.halo(**stage.state) for stage in stages]
+    pairs = [halo if isinstance(halo, tuple) else (0, halo) for halo in halos]
+    return sum(first for first, _ in pairs), sum(pixels for _, pixels in pairs)
 
 
 def pictured_stage(stages: Sequence[Any]) -> int | None:
@@ -108,7 +110,7 @@ class BlockRun:
             if self.pictured == i + 1:
                 pictures.append(self.backend.xp.mean(block, axis=0, dtype=self.backend.xp.float32))
         inner = locate(region, within=wide)
-        return [array[(..., *inner)] for array in (block, *masks, *pictures)]
+        return [array[inner[-array.ndim :]] for array in (block, *masks, *pictures)]
 
     def _local(self, value: Any, wide: Region, stage: Any) -> Any:
         """Cut a state's array to the block, by the axes they share.

@@ -198,7 +198,7 @@ class Engine:
             tuple(map(str, stack.dims)),
             stack.shape,
             whole=whole.union(*(stage.op.whole for stage in stages)),
-            halo=halo_of(stages),
+            halo=halo_of(stages)[1],
             parts=4 * self.workers,
             block_bytes=self.block_bytes,
         )

@@ -30,7 +30,7 @@ class Op(NamedTuple):
     describe : callable
         ``(info, **state) -> info``: axes, dtype and quantity afterwards.
     halo : callable
-        ``(**state) -> pixels`` in y and x that a block must see beyond its border.
+        ``(**state) -> pixels`` in y and x that a block must see beyond its border, or a pair: frames, pixels.
     whole : frozenset of str
         Axes that a block may not split; a stack without them has no use for the step.
     mask : bool
@@ -41,7 +41,7 @@ class Op(NamedTuple):
     fit: Callable[..., Any] | None = None
     check: Callable[..., None] | None = None
     describe: Callable[..., Any] = _same
-    halo: Callable[..., int] = _no_halo
+    halo: Callable[..., int | tuple[int, int]] = _no_halo
     whole: frozenset[str] = frozenset()
     mask: bool = False
 
