@@ -158,7 +158,7 @@ def test_windows_may_reach_over_frames(dtype) -> None:
 
 @pytest.mark.parametrize("replacement", ["median", "mean"])
 def test_borders_between_groups_of_frames_are_invisible(replacement) -> None:
-    volume = np.random.default_rng(0).poisson(300, (23, 20, 14)).astype(np.float32)
+    volume = np.random.default_rng(0).poisson(300, (23, 70, 8)).astype(np.float32)
     volume[np.random.default_rng(1).random(volume.shape) < 0.03] = 800
     volume[7, 3, 3] = np.nan
     options = {"threshold": 200, "neighbourhood": "volume", "replacement": replacement}
