@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from niseg_gpu import cli
 from niseg_gpu.backend import CPU, GPU, why_no_gpu
 
 settings.register_profile("niseg", deadline=None, derandomize=True, max_examples=50)  # compiling kernels takes its time
@@ -32,3 +33,16 @@ def backend(request: pytest.FixtureRequest):
     if missing:
         pytest.skip(f"no GPU can be used: {missing}")
     return GPU
+
+
+@pytest.fixture
+def niseg(capsys: pytest.CaptureFixture[str]):
+    """Run the command line in this process; return exit status, output and complaint."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call

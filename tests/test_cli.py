@@ -9,24 +9,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from niseg_gpu import cli
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.simulate.tof import simulate_tof
 from niseg_gpu.spots import remove_spots
-
-
-@pytest.fixture
-def niseg(capsys: pytest.CaptureFixture[str]):
-    """Run the command line in this process; return exit status, output and complaint."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -7,23 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from niseg_gpu import cli
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.knn import detect_spots, predict_knn
 from niseg_gpu.knn_model import fit_knn, load_knn
-
-
-@pytest.fixture
-def niseg(capsys: pytest.CaptureFixture[str]):
-    """Run the command line in this process; return exit status, output and complaint."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def scene(seed: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
