@@ -53,7 +53,7 @@ def _add_sphere(attenuation: np.ndarray, centre: tuple[float, float], radius: fl
 
 
 def _add_rod(attenuation: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float, strength: float) -> None:
-    """Add a straight round rod with round ends; rows one by one in bands keep the work small."""
+    """Add a straight round rod with round ends, a band of rows at a time to save memory."""
     along = end - start
     length2 = max(float(along @ along), 1.0)
     for top in range(0, len(attenuation), 64):
