@@ -105,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     simulate = commands.add_parser("simulate", help="Simulate data with known truth.")
     kinds = simulate.add_subparsers(metavar="KIND", required=True)
     _add_simulate_tof(kinds)
+    _add_simulate_radiograph(kinds)
 
     add_knn(commands)
     for name in OPS:
@@ -162,6 +163,16 @@ def _add_simulate_tof(kinds: Any) -> None:
     parser = add_command(kinds, "tof", _simulate_tof, "Simulate a time-of-flight run with its open beam and its truth.")
     parser.add_argument("output", metavar="OUT", help="folder to make")
     add_keywords(parser, simulate_tof)
+
+
+def _add_simulate_radiograph(kinds: Any) -> None:
+    from niseg_gpu.pipeline.parameters import add_keywords
+    from niseg_gpu.simulate.radiograph import simulate_radiograph
+
+    text = "Simulate radiographs with spots, their open beam and dark image and the truth."
+    parser = add_command(kinds, "radiograph", _simulate_radiograph, text)
+    parser.add_argument("output", metavar="OUT", help="folder to make")
+    add_keywords(parser, simulate_radiograph)
 
 
 def _set_up_logging(options: argparse.Namespace) -> None:
@@ -255,6 +266,15 @@ def _simulate_tof(options: argparse.Namespace) -> None:
     from niseg_gpu.simulate.tof import simulate_tof
 
     simulate_tof(Path(options.output), **{name: getattr(options, name) for name in keywords_of(simulate_tof)})
+    say(options, f"wrote {options.output}")
+
+
+def _simulate_radiograph(options: argparse.Namespace) -> None:
+    from niseg_gpu.pipeline.parameters import keywords_of
+    from niseg_gpu.simulate.radiograph import simulate_radiograph
+
+    named = {name: getattr(options, name) for name in keywords_of(simulate_radiograph)}
+    simulate_radiograph(Path(options.output), **named)
     say(options, f"wrote {options.output}")
 
 

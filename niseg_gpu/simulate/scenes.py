@@ -91,6 +91,13 @@ def build_scene(name: str, *, height: int, width: int) -> Scene:
     return SCENES[name](height=height, width=width)
 
 
+def shape_beam(height: int, width: int) -> np.ndarray:
+    """Return a smooth beam profile, (Y, X) float32, 1 at its brightest, a little off the middle."""
+    y = ((np.arange(height) + 0.5) / height - 0.47)[:, None]
+    x = (np.arange(width) + 0.5) / width - 0.54
+    return (1.0 / (1.0 + 1.2 * y * y + 0.9 * x * x)).astype(np.float32)
+
+
 def _cover(start: float, stop: float, n_pixels: int) -> np.ndarray:
     """Return how much of each pixel, 0 to 1, the blurred interval covers; positions count from the edge of pixel 0."""
     from scipy.special import erf

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,9 @@ import numpy as np
 from niseg_gpu.errors import UserError
 from niseg_gpu.simulate.bragg import SHORTEST_WAVELENGTH_ANGSTROM, compute_attenuation
 from niseg_gpu.simulate.detector import Exposure, WindowCounts, expose_window
+from niseg_gpu.simulate.folders import appear_when_whole
 from niseg_gpu.simulate.mcp_files import INT16_MAX, write_shutter_count, write_shutter_times, write_spectra
-from niseg_gpu.simulate.scenes import Scene, build_scene
+from niseg_gpu.simulate.scenes import Scene, build_scene, shape_beam
 from niseg_gpu.simulate.timing import Timing, compute_spectrum, plan_timing
 
 SAMPLE_STREAM, OPEN_BEAM_STREAM, DEAD_PIXEL_STREAM = 0, 1, 2
@@ -110,10 +108,10 @@ def simulate_tof(
     rate = _compute_rate(timing, occupancy=occupancy)
     spot_counts = _choose_spot_counts(float(rate.max()) * n_triggers)
     dead = _place_dead(height, width, seed=seed, dead_pixels=dead_pixels, chip_gap_pixels=chip_gap_pixels)
-    profile = np.where(dead, np.float32(0), _shape_beam(height, width))
+    profile = np.where(dead, np.float32(0), shape_beam(height, width))
     transmission, pixel_sort = _compute_transmission(scene, timing.wavelength_angstrom)
 
-    with _appear_when_whole(Path(out)) as folder:
+    with appear_when_whole(Path(out)) as folder:
         beams = {"sample": (SAMPLE_STREAM, transmission, pixel_sort)}
         if open_beam:
             beams["open_beam"] = (OPEN_BEAM_STREAM, None, None)
@@ -182,13 +180,6 @@ def _choose_spot_counts(max_counts: float) -> tuple[float, float]:
             f"lower n_triggers or occupancy, or take more bins"
         )
     return min_spot, min(100.0 * min_spot, INT16_MAX - noisiest)
-
-
-def _shape_beam(height: int, width: int) -> np.ndarray:
-    """Return a smooth beam profile, (Y, X) float32, 1 at its brightest, a little off the middle."""
-    y = ((np.arange(height) + 0.5) / height - 0.47)[:, None]
-    x = (np.arange(width) + 0.5) / width - 0.54
-    return (1.0 / (1.0 + 1.2 * y * y + 0.9 * x * x)).astype(np.float32)
 
 
 def _place_dead(height: int, width: int, *, seed: int, dead_pixels: int, chip_gap_pixels: int) -> np.ndarray:
@@ -290,24 +281,3 @@ def _write_truth(
         prefix = "" if exposure.stream == SAMPLE_STREAM else f"{exposure.folder.name}_"
         columns = np.concatenate(_join_spots(windows)).T
         np.savez(folder / f"{prefix}spots.npz", **dict(zip(("bin", "y", "x", "amplitude"), columns, strict=True)))
-
-
-@contextmanager
-def _appear_when_whole(out: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes ``out`` at the end, or is removed when anything goes wrong."""
-    if out.exists() or out.is_symlink():
-        raise UserError(f"output folder '{out}' exists; give another name or remove it")
-    try:
-        nest = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"can't write to '{out.parent}' ({error.strerror}); give another output folder") from error
-    try:
-        # The folder in the nest has the usual permissions, the nest itself is private.
-        folder = nest / "whole"
-        folder.mkdir()
-        yield folder
-        folder.rename(out)
-    except OSError as error:
-        raise UserError(f"can't write '{out}' ({error.strerror}); free space or give another output folder") from error
-    finally:
-        shutil.rmtree(nest, ignore_errors=True)

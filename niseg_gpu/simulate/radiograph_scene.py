@@ -1,0 +1,64 @@
+"""What stands in the beam of a radiograph: a packed column with rods and grains."""
+
+from __future__ import annotations
+
+import numpy as np
+
+N_GRAINS, N_RODS = 160, 6
+
+
+def build_packed_column(*, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the transmission of an upright column packed with grains, and of rods in front of it.
+
+    Parameters
+    ----------
+    height, width : int
+        Pixels; everything scales with the shorter side.
+    rng : numpy.random.Generator
+        Source of random numbers.
+
+    Returns
+    -------
+    (Y, X) ndarray of float32
+        Fraction of neutrons that pass.
+    """
+    side = min(height, width)
+    y = np.arange(height)[:, None] + 0.5
+    x = np.arange(width)[None, :] + 0.5
+    attenuation = np.zeros((height, width))
+    # Chord lengths are in shares of the column's diameter, attenuation is per diameter.
+    middle, radius = width * rng.uniform(0.42, 0.5), 0.3 * side
+    chord = np.sqrt(np.maximum(1.0 - ((x - middle) / radius) ** 2, 0.0))
+    attenuation += 0.7 * chord * (y > rng.uniform(0.08, 0.15) * height)
+    for _ in range(N_GRAINS):
+        grain = side * rng.uniform(0.006, 0.035)
+        centre = height * rng.uniform(0.15, 1.0), middle + rng.uniform(-0.9, 0.9) * (radius - grain)
+        _add_sphere(attenuation, centre, grain, rng.uniform(-0.4, 1.2) * grain / (0.035 * side))
+    for _ in range(N_RODS):
+        start = rng.uniform(0.0, 1.0, 2) * (height, width)
+        end = rng.uniform(0.0, 1.0, 2) * (height, width)
+        _add_rod(attenuation, start, end, side * rng.uniform(0.003, 0.02), rng.uniform(0.2, 0.9))
+    return np.exp(-np.clip(attenuation, 0.0, 3.0)).astype(np.float32)
+
+
+def _add_sphere(attenuation: np.ndarray, centre: tuple[float, float], radius: float, strength: float) -> None:
+    """Add a sphere, or with a negative strength a pore, within the square around it."""
+    rows, columns = (
+        slice(max(int(c - radius) - 1, 0), min(int(c + radius) + 2, n))
+        for c, n in zip(centre, attenuation.shape, strict=True)
+    )
+    y = np.arange(rows.start, rows.stop)[:, None] + 0.5 - centre[0]
+    x = np.arange(columns.start, columns.stop)[None, :] + 0.5 - centre[1]
+    attenuation[rows, columns] += strength * np.sqrt(np.maximum(1.0 - (y * y + x * x) / radius**2, 0.0))
+
+
+def _add_rod(attenuation: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float, strength: float) -> None:
+    """Add a straight round rod with round ends, a band of rows at a time to save memory."""
+    along = end - start
+    length2 = max(float(along @ along), 1.0)
+    for top in range(0, len(attenuation), 64):
+        y = np.arange(top, min(top + 64, len(attenuation)))[:, None] + 0.5 - start[0]
+        x = np.arange(attenuation.shape[1])[None, :] + 0.5 - start[1]
+        share = np.clip((y * along[0] + x * along[1]) / length2, 0.0, 1.0)
+        distance2 = (y - share * along[0]) ** 2 + (x - share * along[1]) ** 2
+        attenuation[top : top + 64] += strength * np.sqrt(np.maximum(1.0 - distance2 / radius**2, 0.0))
