@@ -117,7 +117,8 @@ def format_detection(record: dict[str, Any]) -> str:
         *(f"left out, {reason}" for reason in record["left_out"]),
         f"kNN: in brackets the least and greatest F1 of {len(DRAWS)} draws of the background that trains; in 8 bits "
         "hundreds of pixels share both features, and with 1 neighbour the draw says which of them decides for all",
-        "threshold: reached or exceeded; spots found: 8-connected, any pixel; false alarms: found spots without a true pixel",
+        "threshold: reached or exceeded; spots found: 8-connected, any pixel of them; false alarms: found spots "
+        "without a true pixel",
         f"the lecture's: its own figures for columns from 1000 of its own radiograph, from the rounded cells of the "
         f"confusion matrices in {record['lecture']['source']}; other images, so not to be compared row by row",
     ]

@@ -95,14 +95,15 @@ def simulate_set(simulate: Callable[..., object], *, height: int, width: int) ->
     Parameters
     ----------
     simulate : callable
-        ``simulate(out, seed=, height=, width=, n_frames=)`` writes ``image_00000.tif`` and ``truth/mask.tif``.
+        ``simulate(out, seed=, height=, width=, n_frames=)`` writes ``image_00000.tif``, in `out` or a folder of it, and
+        ``truth/mask.tif``.
     """
     size = {"height": height, "width": width}
     training, test = (
         _gather([_simulate(simulate, s, **size) for s in seeds]) for seeds in (TRAINING_SEEDS, TEST_SEEDS)
     )
     about = (
-        f"simulated: radiographs of {height} x {width}, {test.images.dtype}; seeds "
+        f"simulated: radiographs of {height} x {width}, {test.images.dtype}, raw counts; seeds "
         f"{', '.join(map(str, TRAINING_SEEDS))} learn, {', '.join(map(str, TEST_SEEDS))} are scored"
     )
     return DataSet("simulated", about, 1000.0, (Fold(training, test),))
@@ -116,5 +117,6 @@ def _simulate(simulate: Callable[..., object], seed: int, *, height: int, width:
     with tempfile.TemporaryDirectory(prefix="niseg-detection-") as temporary:
         out = Path(temporary) / str(seed)
         simulate(out, seed=seed, height=height, width=width, n_frames=1)
-        image, mask = (open_stack(out / name).values for name in ("image_00000.tif", "truth/mask.tif"))
+        (frame,) = out.rglob("image_00000.tif")
+        image, mask = (open_stack(path).values for path in (frame, out / "truth" / "mask.tif"))
     return Marked(image.reshape(1, height, width), mask.reshape(1, height, width) != 0)

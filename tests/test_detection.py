@@ -20,9 +20,10 @@ def simulate(out, *, seed, height, width, n_frames):
     rng = np.random.default_rng(seed)
     masks = rng.random((n_frames, height, width)) < 0.01
     frames = (rng.poisson(900, masks.shape) + masks * rng.integers(60, 3000, masks.shape)).astype(np.uint16)
-    (out / "truth").mkdir(parents=True)
+    for folder in ("images", "truth"):
+        (out / folder).mkdir(parents=True)
     for i, frame in enumerate(frames):
-        tifffile.imwrite(out / f"image_{i:05}.tif", frame)
+        tifffile.imwrite(out / "images" / f"image_{i:05}.tif", frame)
     tifffile.imwrite(out / "truth" / "mask.tif", masks.astype(np.uint8) * 255)
 
 
@@ -85,6 +86,8 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch, capsys):
     assert detection.main(["--data", str(tmp_path)]) == 2
     told = capsys.readouterr().err.splitlines()
     assert "left out, measured: spots_annotated is not in" in told[0] and "none_of_these" in told[1]
+    assert detection.main(["--json", str(tmp_path / "no" / "rows.json")]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err
 
 
 def test_measured_spots(data_dir, tmp_path, monkeypatch, capsys):
