@@ -11,13 +11,13 @@ from typing import Any
 
 HEAD = ("what", "side", "seconds (least to most, runs)", "GB/s", "times as fast", "peak memory", "others' load")
 
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+MEASURED = "measured"  # names the marks in the README
 
 
 def format_table(record: dict[str, Any]) -> str:
     """Return one record's conditions, rows and footnotes as Markdown."""
     rows = record["rows"]
-    lines = [*_conditions(record), "", _line(HEAD), _line(["---"] * len(HEAD)), *(_line(_cells(row)) for row in rows)]
+    lines = [*_conditions(record), "", *format_head(HEAD), *(format_line(_cells(row)) for row in rows)]
     notes = {row["benchmark"]: f"{row['benchmark']}: {_size(row)}; {row['included']}; {row['equal']}." for row in rows}
     return "\n".join([*lines, "", *(f"- {note}" for note in notes.values())])
 
@@ -57,7 +57,13 @@ def _size(row: dict[str, Any]) -> str:
     return f"{' x '.join(map(str, row['shape']))} {row['dtype']}, {row['bytes'] / 1e6:.3g} MB"
 
 
-def _line(cells: Sequence[str]) -> str:
+def format_head(names: Sequence[str]) -> list[str]:
+    """The lines of a table above its rows."""
+    return [format_line(names), format_line(["---"] * len(names))]
+
+
+def format_line(cells: Sequence[str]) -> str:
+    """One row of a table."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -70,18 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.into is None:
         print(text)
     else:
-        page = options.into.read_text(encoding="utf-8")
-        options.into.write_text(put_between_marks(page, text), encoding="utf-8")
+        put_into(options.into, text, name=MEASURED)
     return 0
 
 
-def put_between_marks(page: str, text: str) -> str:
-    """Replace what stands between the marks of a page by `text`."""
-    head, _, rest = page.partition(BEGIN)
-    _, mark, tail = rest.partition(END)
+def put_between_marks(page: str, text: str, *, name: str) -> str:
+    """Replace what stands between the marks of a page that bear `name` by `text`."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, _, rest = page.partition(begin)
+    _, mark, tail = rest.partition(end)
     if not mark:
-        raise ValueError(f"the page has no {BEGIN} ... {END}")
-    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+        raise ValueError(f"the page has no {begin} ... {end}")
+    return f"{head}{begin}\n{text}\n{end}{tail}"
+
+
+def put_into(path: Path, text: str, *, name: str) -> None:
+    """Replace what stands between the marks of a file."""
+    path.write_text(put_between_marks(path.read_text(encoding="utf-8"), text, name=name), encoding="utf-8")
 
 
 if __name__ == "__main__":

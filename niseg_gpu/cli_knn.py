@@ -39,7 +39,10 @@ def _add_train(kinds: Any) -> None:
     reading = train.add_argument_group("reading and computing")
     add_fields(reading, Input, leave_out=("path", "open_beam", "dark", "tof", "bad_values"))
     add_fields(reading, Compute, leave_out=("workers",))
-    train.add_argument("--overwrite", action="store_true", help="replace MODEL where it exists")
+    train.add_argument(
+        "--picture", metavar="FILE", help=".png file: two features of the training images, and what the model decides"
+    )
+    train.add_argument("--overwrite", action="store_true", help="replace MODEL and FILE where they exist")
 
 
 def _add_predict(kinds: Any) -> None:
@@ -78,6 +81,7 @@ def _train(options: argparse.Namespace) -> None:
         masks=options.mask,
         **reading.model_dump(include={"dims", "unsigned"}),
         **compute.model_dump(include={"device"}),
+        picture=Path(options.picture) if options.picture else None,
         overwrite=options.overwrite,
         **parameters,
     )

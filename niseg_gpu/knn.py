@@ -107,6 +107,28 @@ def _predict(image: Any, model: KnnModel, *, median: Median, exact: bool, worker
     return xp.reshape(classes, image.shape), xp.reshape(shares, image.shape)
 
 
+def classify_points(points: Any, model: KnnModel) -> Any:
+    """Classify points of the space of features, such as the nodes of a grid, by their nearest training pixels.
+
+    Parameters
+    ----------
+    points : (n, features) float32 array
+        Finite, in the order of the model's features.
+    model : KnnModel
+
+    Returns
+    -------
+    (n,) uint8 array
+        1 for spots, 0 for background.
+    """
+    backend = backend_of(points)
+    with _preparing:
+        voters = _prepare(backend, model)
+    queries = _standardise(points, model, xp=backend.xp)
+    pieces = [queries[start : start + QUERIES] for start in range(0, len(points), QUERIES)]
+    return backend.xp.concatenate([_search(backend, voters, model, piece, workers=1)[0] for piece in pieces])
+
+
 def _standardise(features: Any, model: KnnModel, *, xp: Any) -> Any:
     return (features - xp.asarray(model.means)) / xp.asarray(model.scales)
 

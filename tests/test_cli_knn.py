@@ -68,6 +68,14 @@ def test_all_background_may_train(niseg, data: Path) -> None:
     assert len(load_knn("m.npz").points) == 2 * 40 * 50
 
 
+def test_train_draws_what_it_decides(niseg, data: Path) -> None:
+    status, out, err = niseg("knn", "train", "m.npz", *PAIRS, "--picture", "plane.png")
+    assert (status, err) == (0, "") and "wrote m.npz\nwrote plane.png\n" in out
+    assert (data / "plane.png").read_bytes().startswith(b"\x89PNG")
+    assert niseg("knn", "train", "m2.npz", *PAIRS, "--picture", "plane.png")[0] == 2
+    assert not (data / "m2.npz").exists()
+
+
 @pytest.mark.parametrize("ending", [".zarr", ".tif", ".h5", ".npy"])
 def test_predict(niseg, model: Path, ending: str) -> None:
     status, out, err = niseg("knn", "predict", "stack.npy", f"out{ending}", "--model", "spots.npz")
@@ -124,6 +132,8 @@ def test_brightness_never_seen_is_told(niseg, model: Path) -> None:
         (["train", "m.npz", *PAIRS, "--neighbors", "2"], "no argument '--neighbors'; did you mean '--n-neighbors'?"),
         (["train", "m.txt", *PAIRS], "m.txt: unknown ending '.txt'"),
         (["train", "m.npz", "--image", "no.npy", "--mask", "a_mask.npy"], "no.npy"),
+        (["train", "m.npz", *PAIRS, "--picture", "p.jpg"], "p.jpg: unknown ending '.jpg'; allowed: .png"),
+        (["train", "m.npz", *PAIRS, "--picture", "p.png", "--features", "value"], "got 1 features (value); allowed: 2"),
         (["predict", "stack.npy", "out.npy"], "required: --model"),
         (["predict", "stack.npy", "out.npy", "--model", "no.npz"], "no.npz does not exist"),
         (["predict", "stack.npy", "out.npy", "--model", "a.npy"], "a.npy is no knn model"),

@@ -30,6 +30,7 @@ LAYERS = {
     "figures": 4,
     "figures_spectra": 4,
     "figures_evaluate": 4,
+    "figures_knn": 4,
     "report_cards": 4,
     "report": 4,
     "pipeline": 4,

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niseg_gpu.backend import select
+from niseg_gpu.backend import backend_of, select
 from niseg_gpu.errors import UserError
 from niseg_gpu.knn import fit_detect_spots, halo_detect_spots, predict_knn
+from niseg_gpu.knn_features import compute_features
 from niseg_gpu.knn_model import KnnModel, check_model_target, fit_knn, save_knn
 from niseg_gpu.pipeline.engine import Stage
+from niseg_gpu.pipeline.files import check_file_target, write_file
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.run import Session, open_session
@@ -34,6 +36,7 @@ def train_file(
     dims: Sequence[str] | None = None,
     unsigned: bool = False,
     device: str = "auto",
+    picture: Path | None = None,
     overwrite: bool = False,
     **parameters: Any,
 ) -> list[str]:
@@ -50,6 +53,8 @@ def train_file(
     unsigned : bool
         Signed counts that wrapped are read as unsigned.
     device : {"auto", "cpu", "gpu"}
+    picture : Path, optional
+        ``.png`` file for the training images in the plane of two features, and what the model takes for a spot.
     overwrite : bool
     **parameters
         Of `fit_knn`.
@@ -62,6 +67,8 @@ def train_file(
     from niseg_gpu.io.open import open_stack
 
     check_model_target(out, overwrite=overwrite)
+    if picture:
+        _check_picture(picture, parameters.get("features"), overwrite=overwrite)
     if len(images) != len(masks):
         raise UserError(
             f"knn train got {len(images)} images and {len(masks)} masks; allowed: a --mask for each --image"
@@ -75,14 +82,38 @@ def train_file(
                 f"{mask_path} has shape {mask.shape}, its image {image_path} has {image.shape}; allowed: the same; "
                 "crop both alike"
             )
-    model = fit_knn([backend.from_host(s.values) for s in stacks], [m.values for m in marked], **parameters)
+    values, spots = [backend.from_host(s.values) for s in stacks], [m.values for m in marked]
+    model = fit_knn(values, spots, **parameters)
     learnt = {**model.training, "files": [list(pair) for pair in zip(images, masks, strict=True)]}
+    drawn = _picture_model(model, values, spots) if picture else b""
     save_knn(replace(model, training=learnt), out, overwrite=overwrite)
+    if picture:
+        write_file(picture, drawn)
     return [
-        f"wrote {out}",
+        *(f"wrote {path}" for path in (out, picture) if path),
         f"learnt {learnt['spot_pixels']} spot and {learnt['background_drawn']} background pixels "
         f"of {learnt['pixels']} by {', '.join(model.features)}",
     ]
+
+
+def _check_picture(path: Path, features: Sequence[str] | None, *, overwrite: bool) -> None:
+    from niseg_gpu.figures_knn import check_bivariate
+
+    check_file_target(path, ending=".png", overwrite=overwrite)
+    if features is not None:
+        check_bivariate(features)
+
+
+def _picture_model(model: KnnModel, images: Sequence[Any], masks: Sequence[np.ndarray]) -> bytes:
+    """All pixels of the training images, drawn or not."""
+    from niseg_gpu.figures_knn import draw_bivariate
+
+    features = [
+        backend_of(image).to_host(compute_features(image, model.features)).reshape(-1, len(model.features))
+        for image in images
+    ]
+    spots = np.concatenate([mask.ravel() != 0 for mask in masks])
+    return draw_bivariate(np.concatenate(features), spots, model=model).light
 
 
 def classify_file(

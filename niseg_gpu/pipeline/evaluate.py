@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from json import dumps
@@ -19,6 +18,7 @@ from niseg_gpu.evaluate.scores import ScoreEvaluation, evaluate_scores
 from niseg_gpu.io.open import open_stack, split_inner
 from niseg_gpu.io.record import program_version
 from niseg_gpu.pipeline.evaluate_text import format_results
+from niseg_gpu.pipeline.files import check_file_target, write_file
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,7 +91,7 @@ def evaluate_files(
     targets = {name: Path(path) for name, (path, _) in ends.items() if path}
     inputs = {"predicted": predicted, "truth": truth, **({"scores": scores} if scores else {})}
     for name, path in targets.items():
-        _check_target(path, ending=ends[name][1], overwrite=overwrite)
+        check_file_target(path, ending=ends[name][1], overwrite=overwrite)
     read = {split_inner(path)[0].absolute() for path in inputs.values()}
     if len({path.absolute() for path in targets.values()} - read) < len(targets):
         raise UserError("one name for two files to write, or for one to read and one to write; give each its own")
@@ -112,7 +112,7 @@ def evaluate_files(
     if json:
         contents["json"] = _as_json(kind, inputs, compared)
     for name, path in targets.items():
-        _write(path, contents[name])
+        write_file(path, contents[name])
     return [*format_results(compared.results, threshold=compared.threshold), *(f"wrote {p}" for p in targets.values())]
 
 
@@ -229,26 +229,3 @@ def _as_json(kind: str, inputs: Mapping[str, str], compared: Compared) -> bytes:
         **{name: result.as_mapping() for name, result in compared.results.items()},
     }
     return (dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _check_target(path: Path, *, ending: str, overwrite: bool) -> None:
-    if path.suffix.lower() != ending:
-        raise UserError(f"{path}: unknown ending {path.suffix!r}; allowed: {ending}")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UserError(f"{path} can't be made: {path.parent} is not a folder one may write to; choose another")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give another name")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; give another name, or replace it with --overwrite")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when whole."""
-    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        staging.write_bytes(content)
-        os.replace(staging, path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}; free some room") from None
-    finally:
-        staging.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""What a model of nearest neighbours decides, in the plane of its two features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from niseg_gpu.errors import UserError
+from niseg_gpu.figures import LIGHT, Picture, Theme, render, style
+from niseg_gpu.knn import classify_points
+from niseg_gpu.knn_model import KnnModel
+
+BINS = 192  # a side, at most
+NODES = 512  # of the grid on which the model decides, a side
+NAMES = {
+    "value": "value f",
+    "residual": "f − median of 3 × 3",
+    "abs_residual": "|f − median of 3 × 3|",
+    "residual5": "f − median of 5 × 5",
+    "local_mean": "mean of 3 × 3",
+    "gradient": "length of the gradient",
+}
+SPREADING = ("residual", "abs_residual", "residual5", "gradient")  # most near 0, spots far away: no even scale fits
+REGION_COLOUR = "#E4572E"  # stands out from the greens and blues of the counts in light and dark
+TINT = 0.2
+
+
+def draw_bivariate(features: np.ndarray, spots: np.ndarray, *, model: KnnModel, width_in: float = 9.6) -> Picture:
+    """Draw how often each pair of two features occurs, in background and in spots, and what a model takes for a spot.
+
+    Colour is the number of pixels, on a logarithmic scale and the same in both halves. Axes of residuals and gradients
+    are even near 0 and logarithmic beyond.
+
+    Parameters
+    ----------
+    features : (pixels, 2) float32 ndarray
+        In the order of the model's features; pixels with NaN or Inf are left out.
+    spots : (pixels,) bool ndarray
+    model : KnnModel
+
+    Raises
+    ------
+    UserError
+        A model of more or fewer features than two.
+    """
+    check_bivariate(model.features)
+    finite = np.isfinite(features).all(axis=1)
+    features, spots = features[finite], spots[finite]
+    columns = list(zip(model.features, features.T, strict=True))
+    widths = [find_width(column) if name in SPREADING else None for name, column in columns]
+    edges = [find_edges(column, width=width) for column, width in zip(features.T, widths, strict=True)]
+    numbers = {
+        f"background, {np.sum(~spots)} pixels": np.histogram2d(*features[~spots].T, edges)[0],
+        f"marked spots, {np.sum(spots)} pixels": np.histogram2d(*features[spots].T, edges)[0],
+    }
+    nodes = [_space(e[0], e[-1], NODES, width=width) for e, width in zip(edges, widths, strict=True)]
+    region = decide_region(model, nodes)
+
+    def draw(figure: Any, theme: Theme) -> None:
+        top = max(2, *(int(n.max(initial=0)) for n in numbers.values()))
+        for i, (title, number) in enumerate(numbers.items()):
+            ax = figure.add_axes((0.075 + 0.425 * i, 0.21, 0.405, 0.7), facecolor=theme.ground)
+            shown = _draw_numbers(ax, number, edges, top=top, theme=theme)
+            _draw_region(ax, region, nodes)
+            _set_scales(ax, edges, widths)
+            ax.set_title(title, color=theme.ink, fontsize=10)
+            ax.set_xlabel(NAMES[model.features[0]], color=theme.ink)
+            style(ax, theme, NAMES[model.features[1]] if i == 0 else None)
+            if i:
+                ax.tick_params(labelleft=False)
+        bar = figure.add_axes((0.92, 0.21, 0.014, 0.7))
+        style(figure.colorbar(shown, cax=bar).ax, theme, "pixels in a cell")
+        _draw_legend(figure, theme, model)
+
+    return render(draw, width_in, 4.6)
+
+
+def check_bivariate(features: Sequence[str]) -> None:
+    """Refuse features that span no plane."""
+    if len(features) != 2:
+        raise UserError(
+            f"the picture of a knn model got {len(features)} features ({', '.join(features)}); allowed: 2; leave the "
+            "picture out, or choose two"
+        )
+
+
+def find_width(values: np.ndarray) -> float:
+    """Return the distance from 0 up to which an axis is even: where 9 of 10 values lie, never 0."""
+    return float(np.percentile(np.abs(values), 90)) if values.any() else 1.0
+
+
+def find_edges(values: np.ndarray, *, width: float | None = None) -> np.ndarray:
+    """Return the edges of about `BINS` bins over all values.
+
+    Parameters
+    ----------
+    values : (n,) ndarray
+        Where all are whole numbers, edges lie halfway between such.
+    width : float, optional
+        Bins are even up to this distance from 0 and grow beyond; without it all are even.
+    """
+    low, high = (float(v) for v in (values.min(), values.max())) if values.size else (0.0, 1.0)
+    if values.size and np.array_equal(values, np.rint(values)):
+        return _space_whole(low, high, width=width)
+    return _space(low, high if high > low else low + 1, BINS + 1, width=width)
+
+
+def _space_whole(low: float, high: float, *, width: float | None) -> np.ndarray:
+    """Edges between whole numbers; widths that went up and down by 1 would show as stripes."""
+    if width is None:
+        step = np.ceil((high - low + 1) / BINS)
+        return low - 0.5 + step * np.arange((high - low) // step + 2)
+    share = (np.arcsinh(high / width) - np.arcsinh(low / width)) / BINS
+    ahead = [np.ceil(share * width) // 2 + 0.5]
+    while ahead[-1] < max(high, -low):
+        ahead.append(ahead[-1] + np.ceil(share * np.hypot(width, ahead[-1])))
+    edges = np.r_[-np.array(ahead[::-1]), ahead]
+    edges = edges[np.searchsorted(edges, low) - 1 : np.searchsorted(edges, high) + 1]
+    edges[[0, -1]] = low - 0.5, high + 0.5
+    return edges
+
+
+def _space(low: float, high: float, number: int, *, width: float | None) -> np.ndarray:
+    """Numbers from `low` to `high`, even on the axis they are drawn on."""
+    if width is None:
+        return np.linspace(low, high, number)
+    spaced = width * np.sinh(np.linspace(np.arcsinh(low / width), np.arcsinh(high / width), number))
+    spaced[[0, -1]] = low, high
+    return spaced
+
+
+def decide_region(model: KnnModel, nodes: Sequence[np.ndarray]) -> np.ndarray:
+    """Where a model takes a pixel for a spot.
+
+    Parameters
+    ----------
+    model : KnnModel
+        Of two features.
+    nodes : pair of (n,) float32 ndarray
+        Values of the first and of the second feature.
+
+    Returns
+    -------
+    (n second, n first) bool ndarray
+    """
+    first, second = np.meshgrid(*nodes)
+    found = classify_points(np.stack([first.ravel(), second.ravel()], axis=1).astype(np.float32), model)
+    return found.reshape(first.shape) != 0
+
+
+def _draw_numbers(ax: Any, number: np.ndarray, edges: Sequence[np.ndarray], *, top: int, theme: Theme) -> Any:
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, LogNorm
+
+    # a cell of one pixel must already stand out from the ground, whichever page it is on
+    span = np.linspace(0.85, 0.1, 200) if theme is LIGHT else np.linspace(0.3, 1, 200)
+    colours = ListedColormap(colormaps["viridis"](span))
+    return ax.pcolormesh(*edges, np.ma.masked_equal(number.T, 0), cmap=colours, norm=LogNorm(1, top), zorder=2)
+
+
+def _draw_region(ax: Any, region: np.ndarray, nodes: Sequence[np.ndarray]) -> None:
+    """A tint under the numbers, the border over them."""
+    if region.any():
+        ax.contourf(*nodes, region, [0.5, 1.5], colors=[REGION_COLOUR], alpha=TINT, zorder=1)
+    if region.any() and not region.all():
+        ax.contour(*nodes, region, [0.5], colors=[REGION_COLOUR], linewidths=0.8, zorder=3)
+
+
+def _set_scales(ax: Any, edges: Sequence[np.ndarray], widths: Sequence[float | None]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    for name, ends, width in zip("xy", edges, widths, strict=True):
+        if width is not None:
+            getattr(ax, f"set_{name}scale")("asinh", linear_width=width)
+            axis = getattr(ax, f"{name}axis")
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+            axis.set_minor_locator(NullLocator())
+            axis.set_ticks(_choose_ticks(ends[0], ends[-1], width))
+        getattr(ax, f"set_{name}lim")(ends[0], ends[-1])
+
+
+def _choose_ticks(low: float, high: float, width: float) -> list[float]:
+    """Return 0, and 1 and 3 times the powers of ten on both sides, none so near 0 that labels would meet."""
+    powers = 10.0 ** np.arange(np.floor(np.log10(width)), np.ceil(np.log10(max(high, -low, width))) + 1)
+    ahead = np.sort(np.r_[powers, 3 * powers])
+    ahead = ahead[ahead >= 0.6 * width]
+    return [v for v in (*-ahead[::-1], 0.0, *ahead) if low <= v <= high]
+
+
+def _draw_legend(figure: Any, theme: Theme, model: KnnModel) -> None:
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Patch
+
+    neighbours = "1 neighbour" if model.n_neighbors == 1 else f"{model.n_neighbors} neighbours"
+    patch = Patch(facecolor=to_rgba(REGION_COLOUR, TINT), edgecolor=REGION_COLOUR, linewidth=0.8)
+    figure.legend(
+        [patch],
+        [f"taken for a spot by {neighbours}"],
+        loc="lower center",
+        frameon=False,
+        labelcolor=theme.ink,
+        fontsize=9,
+    )
