@@ -23,12 +23,12 @@ LINE = STRIP + 3 * LANES  # no power of two, or all lines would meet in few sets
 
 
 @inline
-def _replace_spot(value, median, bright, dark, limits):
+def replace_spot(value, median, bright, dark, differences):
     """The median instead of a value that lies farther above it than `bright` or below it than `dark`, and whether."""
     above = value > median
     high, low = (value, median) if above else (median, value)
     # in the unsigned type of the same width, that of the limits, no difference overflows
-    gap = limits.dtype.type(limits.dtype.type(high) - limits.dtype.type(low))
+    gap = differences(differences(high) - differences(low))
     spot = gap > (bright if above else dark)
     return median if spot else value, spot
 
@@ -37,7 +37,7 @@ def _replace_spot(value, median, bright, dark, limits):
 def _replace_spots(frames, i, medians, m, n, out, spots, bright, dark, limits):
     i, m = np.uint64(i), np.uint64(m)
     for x in range(np.uint64(n)):
-        out[i + x], spots[i + x] = _replace_spot(frames[i + x], medians[m + x], bright, dark, limits)
+        out[i + x], spots[i + x] = replace_spot(frames[i + x], medians[m + x], bright, dark, limits.dtype.type)
 
 
 @inline
@@ -72,7 +72,7 @@ def _clean_row3(frames, i, first, end, before, centre, out, o, spots, bright, da
     i, o = np.uint64(i), np.uint64(o)
     for x in range(np.uint64(first), np.uint64(max(first, end))):
         median = _median_row3(frames, i, x, before, centre)
-        out[o + x], spots[o + x] = _replace_spot(frames[o + x], median, bright, dark, limits)
+        out[o + x], spots[o + x] = replace_spot(frames[o + x], median, bright, dark, limits.dtype.type)
 
 
 @inline
@@ -116,7 +116,9 @@ def _filter3(frames, height, width, out, spots, limits):
                         inner = min(max(x - 1, 0), width - 1) if x else min(1, width - 1)
                         median = _border3(frames, above, row, below, x, inner)
                         if clean:
-                            median, spots[row + x] = _replace_spot(frames[row + x], median, bright, dark, limits)
+                            median, spots[row + x] = replace_spot(
+                                frames[row + x], median, bright, dark, limits.dtype.type
+                            )
                         out[row + x] = median
 
 
@@ -235,7 +237,7 @@ def median_frames(frames: np.ndarray, *, size: int) -> np.ndarray:
     (..., Y, X) ndarray
         In the dtype of `frames`.
     """
-    return _run(frames, size, np.empty(0, np.bool_), _limits(frames.dtype, 0.0, "both"))
+    return _run(frames, size, np.empty(0, np.bool_), limit_differences(frames.dtype, 0.0, "both"))
 
 
 def clean_frames(frames: np.ndarray, *, size: int, threshold: float, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +260,7 @@ def clean_frames(frames: np.ndarray, *, size: int, threshold: float, kind: str) 
     spots : (..., Y, X) bool ndarray
     """
     spots = np.empty(frames.shape, np.bool_)
-    return _run(frames, size, spots, _limits(frames.dtype, threshold, kind)), spots
+    return _run(frames, size, spots, limit_differences(frames.dtype, threshold, kind)), spots
 
 
 def covers(dtype: Any, size: tuple[int, ...]) -> bool:
@@ -276,7 +278,7 @@ def _run(frames: np.ndarray, size: int, spots: np.ndarray, limits: np.ndarray) -
     return out
 
 
-def _limits(dtype: np.dtype, threshold: float, kind: str) -> np.ndarray:
+def limit_differences(dtype: np.dtype, threshold: float, kind: str) -> np.ndarray:
     """Greatest difference above and below the median that is no spot, in the type that holds every difference."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # NumPy too compares with the threshold in the dtype of the image
