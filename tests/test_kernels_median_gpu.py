@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from niseg_gpu.backend import CPU
 from niseg_gpu.kernels.median import DTYPES, SIZES
 
-CHECKS = ("results", "grid", "strides", "limits")
+CHECKS = ("results", "grid", "strides", "limits", "twin")
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -93,8 +94,8 @@ def check_grid() -> None:
     use_small_blocks()
     median_gpu.MOST_BLOCKS = 2
     for _, size in product(each_packing(), SIZES):
-        compare(draw(0, (5, 37, 8), np.dtype("uint16")), size=size, threshold=1.0, kind="both")
-    median_gpu.THREADS, median_gpu.ROWS = 128, 32  # as they are
+        compare(draw(0, (3, 19, 8), np.dtype("uint16")), size=size, threshold=1.0, kind="both")
+    median_gpu.THREADS, median_gpu.ROWS = 128, 32  # as they are; two columns a register
     median_gpu._kernel.cache_clear()
     compare(draw(0, (3, 519), np.dtype("uint16")), size=3, threshold=1.0, kind="both")
 
@@ -125,6 +126,48 @@ def check_limits() -> None:
     frames = draw(0, (6, 11), np.dtype("float32"))
     for threshold in (0.1, 1e39, float("inf")):
         compare(frames, size=3, threshold=threshold, kind="both")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["gpu"], indirect=True)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", sorted(map(str, DTYPES)))
+def test_on_a_gpu(backend, dtype: str, size: int) -> None:
+    """The kernel, the library and the CPU's kernel; several blocks along each axis, and a rest."""
+    from niseg_gpu.kernels.median_gpu import clean_frames_gpu, median_frames_gpu
+
+    frames, xp = draw(2, (3, 101, 777), np.dtype(dtype)), backend.xp
+    settings = {"size": size, "threshold": 40.0, "kind": "both"}
+    want, want_spots = CPU.clean_spots(frames, **settings)
+    block, total = backend.from_host(frames), xp.zeros(1, dtype="uint64")
+    cleaned, spots = clean_frames_gpu(block, xp=xp, total=total, **settings)
+    np.testing.assert_array_equal(backend.to_host(cleaned), want)
+    np.testing.assert_array_equal(backend.to_host(spots), want_spots)
+    assert int(total[0]) == want_spots.sum()
+    medians = backend.to_host(median_frames_gpu(block, size=size, xp=xp))
+    np.testing.assert_array_equal(medians, backend.to_host(backend.median(block, size=(1, size, size))))
+    np.testing.assert_array_equal(medians, CPU.median(frames, size=(1, size, size)))
+
+
+def check_twin() -> None:
+    """The twin takes the kernel when told to, and cuCIM when not."""
+    from niseg_gpu.backend import CPU, Gpu
+
+    use_small_blocks()
+    frames = draw(0, (2, 9, 12), np.dtype("uint16"))
+    twin = Gpu()
+
+    def median(image, size, mode):
+        raise AssertionError("cuCIM was asked")
+
+    vars(twin).update(kernels="own", xp=np, _median=median)
+    settings = {"size": 5, "threshold": 1.0, "kind": "dark"}
+    for ours, theirs in zip(twin.clean_spots(frames, **settings), CPU.clean_spots(frames, **settings), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(twin.median(frames, size=(1, 3, 3)), CPU.median(frames, size=(1, 3, 3)))
+    twin.kernels = "library"
+    with pytest.raises(AssertionError, match="cuCIM was asked"):
+        twin.median(frames, size=(1, 3, 3))
 
 
 def test_it_says_what_it_cannot_take() -> None:

@@ -24,6 +24,11 @@ from niseg_gpu.kernels import networks
 from niseg_gpu.kernels.median import covers, limit_differences, replace_spot
 from niseg_gpu.kernels.networks import median9, median11, merge5, middle6, sort3, sort5
 
+if not config.ENABLE_CUDASIM:
+    from numba.cuda import dispatcher
+
+    dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small frame does not fill a GPU; nobody need mend that
+
 THREADS = 128  # of a block, along x
 ROWS = 32  # of a strip; 3 x 3 reads two more of its neighbours, 5 x 5 four
 MOST_BLOCKS = 65535  # along y and z of a grid
@@ -328,8 +333,9 @@ def _run(frames: Any, spots: Any, limits: np.ndarray, *, size: int, xp: Any, cle
     strips, n_frames = -(-height // ROWS), flat.size // (height * width)
     blocks = -(-width // columns), min(strips, MOST_BLOCKS), min(n_frames, MOST_BLOCKS)
     kernel = _kernel(size, frames.dtype, cleans=cleans, counts=total is not None, paired=paired)
-    flat, target, spots, total = (_as_argument(a) for a in (flat, out.reshape(-1), spots.reshape(-1), total))
-    kernel[blocks, THREADS, _stream(xp)](flat, height, width, target, spots, limits[0], limits[1], total)
+    unused = xp.empty(1, dtype=np.uint64) if total is None else total
+    arrays = [_as_argument(a) for a in (flat, out.reshape(-1), spots.reshape(-1), unused)]
+    kernel[blocks, THREADS, _stream(xp)](arrays[0], height, width, arrays[1], arrays[2], *limits, arrays[3])
     return out
 
 
@@ -339,9 +345,10 @@ def _goes_in_pairs(dtype: np.dtype) -> bool:
 
 def _as_argument(array: Any) -> Any:
     """The same memory for numba, which would wait for the array's stream if it took the array itself."""
-    return array if array is None or config.ENABLE_CUDASIM else cuda.as_cuda_array(array, sync=False)
+    return array if config.ENABLE_CUDASIM else cuda.as_cuda_array(array, sync=False)
 
 
 def _stream(xp: Any) -> Any:
     """CuPy's current stream, so that the kernel keeps its place among CuPy's."""
-    return 0 if config.ENABLE_CUDASIM else cuda.external_stream(xp.cuda.get_current_stream().ptr)
+    pointer = 0 if config.ENABLE_CUDASIM else xp.cuda.get_current_stream().ptr
+    return cuda.external_stream(pointer) if pointer else 0
