@@ -61,9 +61,9 @@ def draw(seed: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def use_small_blocks() -> None:
     """Small arrays then reach columns inside and at the border, whole strips and the rest, one pass and several."""
-    from niseg_gpu.kernels import median_gpu
+    from niseg_gpu.kernels import median_cuda
 
-    median_gpu.THREADS, median_gpu.ROWS = 3, 8
+    median_cuda.THREADS, median_cuda.ROWS = 3, 8
 
 
 def each_packing():
@@ -89,13 +89,13 @@ def check_results() -> None:
 
 def check_grid() -> None:
     """More frames and strips than blocks: each block takes several."""
-    from niseg_gpu.kernels import median_gpu
+    from niseg_gpu.kernels import median_cuda, median_gpu
 
     use_small_blocks()
     median_gpu.MOST_BLOCKS = 2
     for _, size in product(each_packing(), SIZES):
         compare(draw(0, (3, 19, 8), np.dtype("uint16")), size=size, threshold=1.0, kind="both")
-    median_gpu.THREADS, median_gpu.ROWS = 128, 32  # as they are; two columns a register
+    median_cuda.THREADS, median_cuda.ROWS = 128, 32  # as they are; two columns a register
     median_gpu._kernel.cache_clear()
     compare(draw(0, (3, 519), np.dtype("uint16")), size=3, threshold=1.0, kind="both")
 
