@@ -23,12 +23,12 @@ LINE = STRIP + 3 * LANES  # no power of two, or all lines would meet in few sets
 
 
 @inline
-def replace_spot(value, median, bright, dark, differences):
+def _replace_spot(value, median, bright, dark, limits):
     """The median instead of a value that lies farther above it than `bright` or below it than `dark`, and whether."""
     above = value > median
     high, low = (value, median) if above else (median, value)
     # in the unsigned type of the same width, that of the limits, no difference overflows
-    gap = differences(differences(high) - differences(low))
+    gap = limits.dtype.type(limits.dtype.type(high) - limits.dtype.type(low))
     spot = gap > (bright if above else dark)
     return median if spot else value, spot
 
@@ -37,7 +37,7 @@ def replace_spot(value, median, bright, dark, differences):
 def _replace_spots(frames, i, medians, m, n, out, spots, bright, dark, limits):
     i, m = np.uint64(i), np.uint64(m)
     for x in range(np.uint64(n)):
-        out[i + x], spots[i + x] = replace_spot(frames[i + x], medians[m + x], bright, dark, limits.dtype.type)
+        out[i + x], spots[i + x] = _replace_spot(frames[i + x], medians[m + x], bright, dark, limits)
 
 
 @inline
@@ -72,7 +72,7 @@ def _clean_row3(frames, i, first, end, before, centre, out, o, spots, bright, da
     i, o = np.uint64(i), np.uint64(o)
     for x in range(np.uint64(first), np.uint64(max(first, end))):
         median = _median_row3(frames, i, x, before, centre)
-        out[o + x], spots[o + x] = replace_spot(frames[o + x], median, bright, dark, limits.dtype.type)
+        out[o + x], spots[o + x] = _replace_spot(frames[o + x], median, bright, dark, limits)
 
 
 @inline
@@ -116,9 +116,7 @@ def _filter3(frames, height, width, out, spots, limits):
                         inner = min(max(x - 1, 0), width - 1) if x else min(1, width - 1)
                         median = _border3(frames, above, row, below, x, inner)
                         if clean:
-                            median, spots[row + x] = replace_spot(
-                                frames[row + x], median, bright, dark, limits.dtype.type
-                            )
+                            median, spots[row + x] = _replace_spot(frames[row + x], median, bright, dark, limits)
                         out[row + x] = median
 
 

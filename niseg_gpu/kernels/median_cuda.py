@@ -17,7 +17,7 @@ from numba import config, cuda, types
 from numba.cuda.extending import intrinsic
 
 from niseg_gpu.kernels import networks
-from niseg_gpu.kernels.median import limit_differences, replace_spot
+from niseg_gpu.kernels.median import limit_differences
 from niseg_gpu.kernels.networks import greater, lesser, median9, median11, merge5, middle6, sort3, sort5
 
 THREADS = 128  # of a block, along x
@@ -80,7 +80,9 @@ def _put_value(value, median, i, target):
     if not CLEANS:
         out[i] = median
         return np.uint32(0)
-    out[i], spot = replace_spot(value, median, bright, dark, DIFFERENCES)
+    gap = DIFFERENCES(DIFFERENCES(greater(value, median)) - DIFFERENCES(lesser(value, median)))
+    spot = gap > (bright if value > median else dark)
+    out[i] = median if spot else value
     spots[i] = spot
     return np.uint32(spot)
 
@@ -253,7 +255,7 @@ def _for_device(size: int, dtype: np.dtype, settings: dict[str, Any]) -> Any:
     start, step = {3: (_start3, _step3), 5: (_start5, _step5)}[size]
     functions = {name: f.py_func for name, f in vars(networks).items() if hasattr(f, "py_func")}
     functions |= {f.__name__: f for f in (_load, _unsigned, _clip, _load3, _load5, _below, _put_value, _put_pair, _put)}
-    functions |= {"replace_spot": replace_spot.py_func, "lesser": _lesser, "greater": _greater}
+    functions |= {"lesser": _lesser, "greater": _greater}
     functions |= {"start": start, "step": step, "go_down": _go_down}
     for name, function in functions.items():
         scope[name] = _rebuild(function, scope)
