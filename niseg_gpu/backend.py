@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ class Cpu:
     """NumPy, SciPy and scikit-learn, with numba kernels where those are slow."""
 
     name = "cpu"
+    kernels = "own"  # wherever there is one
     uses = {
         "overlap_correct": "numba (own kernel)",
         "remove_spots": "numba (own kernel) for sizes 3 and 5, scipy.ndimage.median_filter for others",
@@ -138,16 +139,21 @@ class Cpu:
 
 
 class Gpu:
-    """CuPy, cuCIM and cuML on one CUDA device."""
+    """CuPy, cuCIM and cuML on one CUDA device, or kernels of our own where `kernels` says so."""
 
     name = "gpu"
-    uses = {
-        "overlap_correct": "cupy",
-        "remove_spots": "cucim.skimage.filters.median",
-        "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
-        "kmeans": "cuml.cluster.KMeans, one iteration a call",
-        "everything else": "cupy",
-    }
+    kernels = "library"  # or own; set by `select`
+
+    @property
+    def uses(self) -> dict[str, str]:
+        library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3 and 5"
+        return {
+            "overlap_correct": "cupy",
+            "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
+            "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
+            "kmeans": "cuml.cluster.KMeans, one iteration a call",
+            "everything else": "cupy",
+        }
 
     @cached_property
     def xp(self) -> Any:
@@ -166,11 +172,30 @@ class Gpu:
         return importlib.import_module("cuml.neighbors").NearestNeighbors
 
     def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
+        if self._takes_own(image, size):
+            from niseg_gpu.kernels.median_gpu import median_frames_gpu
+
+            return median_frames_gpu(image, size=size[-1], xp=self.xp)
         return self._median(image, size, mode="nearest")
+
+    def _takes_own(self, image: Any, size: tuple[int, ...]) -> bool:
+        """Whether our own median kernel is wanted and can do it; where it can't, that is said once."""
+        if self.kernels != "own":
+            return False
+        from niseg_gpu.kernels.median_gpu import why_not
+
+        reason = why_not(image.shape, image.dtype, size)
+        if reason:
+            _say_library_is_taken(reason)
+        return not reason
 
     def clean_spots(self, image: Any, *, size: int, threshold: float, kind: str) -> tuple[Any, Any]:
         from niseg_gpu.kernels.spots_xp import clean_spots_xp
 
+        if threshold >= 0 and self._takes_own(image, (1,) * (image.ndim - 2) + (size, size)):
+            from niseg_gpu.kernels.median_gpu import clean_frames_gpu
+
+            return clean_frames_gpu(image, size=size, threshold=threshold, kind=kind, xp=self.xp)
         return clean_spots_xp(image, xp=self.xp, median=self.median, size=size, threshold=threshold, kind=kind)
 
     def label(self, mask: Any) -> tuple[Any, int]:
@@ -224,6 +249,11 @@ class Gpu:
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
         return f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
+
+
+@cache
+def _say_library_is_taken(reason: str) -> None:
+    log.warning("kernels is own, but not for this median: %s; cuCIM's is taken", reason)
 
 
 def neighbours_in_frame(ndim: int) -> np.ndarray:
@@ -311,12 +341,14 @@ def backend_of(block: Any) -> Any:
     return TWINS[root]
 
 
-def select(device: str = "auto") -> tuple[Any, str]:
+def select(device: str = "auto", *, kernels: str = "library") -> tuple[Any, str]:
     """Choose the device, once, at the edge.
 
     Parameters
     ----------
     device : {"auto", "cpu", "gpu"}
+    kernels : {"library", "own"}
+        What the GPU takes where both are there; the CPU takes our own in any case.
 
     Returns
     -------
@@ -327,14 +359,19 @@ def select(device: str = "auto") -> tuple[Any, str]:
     Raises
     ------
     UserError
-        ``gpu`` was demanded and none can be used.
+        ``gpu`` was demanded and none can be used, or ``own`` on a GPU that numba can't use.
     """
     if device not in ("auto", "cpu", "gpu"):
         raise UserError(f"device is {device!r}; allowed: auto, cpu, gpu")
+    if kernels not in ("library", "own"):
+        raise UserError(f"kernels is {kernels!r}; allowed: library, own")
     if device == "cpu":
         return CPU, "asked for"
     missing = why_no_gpu()
     if not missing:
+        if kernels == "own" and not _numba_has_gpu():
+            raise UserError("kernels is own, but numba can't use the GPU; install numba-cuda or say kernels: library")
+        GPU.kernels = kernels
         return GPU, "asked for" if device == "gpu" else "a usable GPU was found"
     if device == "gpu":
         raise UserError(
@@ -357,6 +394,12 @@ def why_no_gpu() -> str:
     except Exception as error:  # drivers and loaders fail in ways of their own; the reason is passed on in words
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return ""
+
+
+def _numba_has_gpu() -> bool:
+    from numba import cuda
+
+    return cuda.is_available()
 
 
 @contextmanager

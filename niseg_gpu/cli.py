@@ -92,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", choices=("small", "full"), default="small", help="small: 256x256, full: 512x512 x 916 bins"
     )
     demo.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    demo.add_argument("--kernels", choices=("library", "own"), default="library", help="what a GPU takes")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo of the same name")
 
     evaluate = add_command(commands, "evaluate", _evaluate, "Compare a mask, scores or a label map with the truth.")
@@ -121,6 +122,7 @@ def _version() -> str:
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), help="overrides compute.device")
+    parser.add_argument("--kernels", choices=("library", "own"), help="overrides compute.kernels")
     parser.add_argument(
         "--set",
         action="append",
@@ -190,8 +192,9 @@ def _read(options: argparse.Namespace) -> Any:
     from niseg_gpu.pipeline.parse import read_pipeline
 
     overrides = list(options.set)
-    if options.device:
-        overrides.append(f"compute.device={options.device}")
+    for name in ("device", "kernels"):
+        if getattr(options, name):
+            overrides.append(f"compute.{name}={getattr(options, name)}")
     if getattr(options, "out", None):
         overrides.append(f"output.path={Path(options.out).absolute()}")
     return read_pipeline(options.pipeline, overrides=overrides)
@@ -247,7 +250,12 @@ def _demo(options: argparse.Namespace) -> None:
     from niseg_gpu.pipeline.demo import run_demo
 
     out = run_demo(
-        Path(options.out), size=options.size, device=options.device, overwrite=options.overwrite, quiet=options.quiet
+        Path(options.out),
+        size=options.size,
+        device=options.device,
+        kernels=options.kernels,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
     )
     say(options, summarize(out))
 

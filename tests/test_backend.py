@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.ndimage import median_filter
 from sklearn.cluster import KMeans
 
-from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, backend_of, iterate_lloyd, select, why_no_gpu
+from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, _say_library_is_taken, backend_of, iterate_lloyd, select, why_no_gpu
 from niseg_gpu.errors import UserError
 
 
@@ -22,7 +23,7 @@ def members(twin: type) -> set[str]:
 
 def test_twins_have_the_same_members() -> None:
     assert members(Cpu) == members(Gpu)
-    assert set(Cpu.uses) == set(Gpu.uses)
+    assert set(CPU.uses) == set(GPU.uses)
 
 
 def test_a_blocks_type_tells_its_twin() -> None:
@@ -58,6 +59,48 @@ def test_a_broken_driver_is_a_reason_and_not_a_crash(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(vars(GPU), "xp", Broken())
     assert why_no_gpu() == "RuntimeError: cudaErrorInsufficientDriver: CUDA driver version is insufficient"
+
+
+@pytest.fixture
+def usable_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the choice believe in a GPU, and put the twin's kernels back afterwards."""
+    monkeypatch.setattr("niseg_gpu.backend.why_no_gpu", lambda: "")
+    monkeypatch.setattr("niseg_gpu.backend._numba_has_gpu", lambda: True)
+    monkeypatch.setattr(GPU, "kernels", GPU.kernels)
+
+
+@pytest.mark.usefixtures("usable_gpu")
+def test_kernels_are_chosen_with_the_device() -> None:
+    assert select("gpu")[0].uses["remove_spots"] == "cucim.skimage.filters.median"
+    assert select("auto", kernels="own")[0].uses["remove_spots"].startswith("numba.cuda (own kernel)")
+    assert select("cpu", kernels="own")[0] is CPU
+    assert select("auto")[0].kernels == "library"
+    with pytest.raises(UserError, match="kernels is 'fast'; allowed: library, own"):
+        select("cpu", kernels="fast")
+
+
+@pytest.mark.usefixtures("usable_gpu")
+def test_own_kernels_need_a_gpu_that_numba_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("niseg_gpu.backend._numba_has_gpu", lambda: False)
+    assert select("gpu")[0] is GPU
+    with pytest.raises(UserError, match="numba can't use the GPU; install numba-cuda or say kernels: library"):
+        select("gpu", kernels="own")
+
+
+def test_what_our_kernel_lacks_goes_to_the_library_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    twin, frames = Gpu(), np.random.default_rng(0).integers(0, 9, (3, 8, 8)).astype(float)
+    vars(twin).update(kernels="own", xp=np, _median=median_filter)
+    _say_library_is_taken.cache_clear()
+    settings = {"size": 3, "threshold": 2.0, "kind": "both"}
+    with caplog.at_level("WARNING", logger="niseg_gpu"):
+        for _ in range(2):
+            for ours, theirs in zip(
+                twin.clean_spots(frames, **settings), CPU.clean_spots(frames, **settings), strict=True
+            ):
+                np.testing.assert_array_equal(ours, theirs)
+    assert [r.getMessage() for r in caplog.records] == [
+        "kernels is own, but not for this median: it has no 1 x 3 x 3 of float64; cuCIM's is taken"
+    ]
 
 
 @pytest.mark.gpu

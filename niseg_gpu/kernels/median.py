@@ -235,7 +235,7 @@ def median_frames(frames: np.ndarray, *, size: int) -> np.ndarray:
     (..., Y, X) ndarray
         In the dtype of `frames`.
     """
-    return _run(frames, size, np.empty(0, np.bool_), _limits(frames.dtype, 0.0, "both"))
+    return _run(frames, size, np.empty(0, np.bool_), limit_differences(frames.dtype, 0.0, "both"))
 
 
 def clean_frames(frames: np.ndarray, *, size: int, threshold: float, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +258,7 @@ def clean_frames(frames: np.ndarray, *, size: int, threshold: float, kind: str) 
     spots : (..., Y, X) bool ndarray
     """
     spots = np.empty(frames.shape, np.bool_)
-    return _run(frames, size, spots, _limits(frames.dtype, threshold, kind)), spots
+    return _run(frames, size, spots, limit_differences(frames.dtype, threshold, kind)), spots
 
 
 def covers(dtype: Any, size: tuple[int, ...]) -> bool:
@@ -276,7 +276,7 @@ def _run(frames: np.ndarray, size: int, spots: np.ndarray, limits: np.ndarray) -
     return out
 
 
-def _limits(dtype: np.dtype, threshold: float, kind: str) -> np.ndarray:
+def limit_differences(dtype: np.dtype, threshold: float, kind: str) -> np.ndarray:
     """Greatest difference above and below the median that is no spot, in the type that holds every difference."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # NumPy too compares with the threshold in the dtype of the image

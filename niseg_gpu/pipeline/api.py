@@ -24,6 +24,7 @@ def apply_steps(
     open_beam: xr.DataArray | None = None,
     dark: xr.DataArray | None = None,
     device: str = "auto",
+    kernels: str = "library",
     bad_values: str = "error",
 ) -> Applied:
     """Apply block-wise steps to a stack, lazily.
@@ -37,6 +38,8 @@ def apply_steps(
     open_beam, dark : xarray.DataArray, optional
         References for ``normalize``.
     device : {"auto", "cpu", "gpu"}
+    kernels : {"library", "own"}
+        What a GPU takes where both are there.
     bad_values : {"error", "keep"}
         Refuse NaN, Inf, negative counts and saturated values, or go on.
 
@@ -50,7 +53,7 @@ def apply_steps(
     UserError
         A step that is unknown, misused, or does not fit the stack.
     """
-    engine, steps = _engine(device, bad_values), parse_steps(list(steps))
+    engine, steps = _engine(device, bad_values, kernels=kernels), parse_steps(list(steps))
     last = steps[-1].name if steps else ""
     if last and OPS[last].apply is None:
         raise UserError(f"{last} does not work block by block; apply the steps before it, then call cluster_stack")
@@ -85,6 +88,6 @@ def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: An
         return fit_kmeans(table, **step.parameters)
 
 
-def _engine(device: str, bad_values: str) -> Engine:
-    backend, _ = select(device)
+def _engine(device: str, bad_values: str, *, kernels: str = "library") -> Engine:
+    backend, _ = select(device, kernels=kernels)
     return Engine(backend, bad_values=bad_values, workers=count_cores())

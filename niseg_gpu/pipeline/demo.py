@@ -30,7 +30,13 @@ output:
 
 
 def run_demo(
-    out: Path, *, size: str = "small", device: str = "auto", overwrite: bool = False, quiet: bool = False
+    out: Path,
+    *,
+    size: str = "small",
+    device: str = "auto",
+    kernels: str = "library",
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> Path:
     """Simulate a run under `out` and take it through the whole main job.
 
@@ -40,6 +46,8 @@ def run_demo(
         Folder to make: ``data/`` (the run, its open beam and the truth), ``pipeline.yaml``, ``result/``.
     size : {"small", "full"}
     device : {"auto", "cpu", "gpu"}
+    kernels : {"library", "own"}
+        What a GPU takes where both are there.
     overwrite : bool
         Replace an earlier demo of the same name.
     quiet : bool
@@ -51,9 +59,11 @@ def run_demo(
         The folder of results.
     """
     check_folder(out, overwrite=overwrite, sign="pipeline.yaml")
-    select(device)  # a GPU demanded and missing is said before anything is simulated
+    select(device, kernels=kernels)  # a GPU demanded and missing is said before anything is simulated
     with staged_folder(out, overwrite=overwrite, sign="pipeline.yaml") as folder:
         simulate_tof(folder / "data", **SIZES[size])
         (folder / "pipeline.yaml").write_text(PIPELINE, encoding="utf-8")
-    pipeline = read_pipeline(out / "pipeline.yaml", overrides=[f"compute.device={device}"])
+    pipeline = read_pipeline(
+        out / "pipeline.yaml", overrides=[f"compute.device={device}", f"compute.kernels={kernels}"]
+    )
     return run_pipeline(pipeline, quiet=quiet)

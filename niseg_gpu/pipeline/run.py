@@ -71,7 +71,7 @@ class Session:
 
 def open_session(pipeline: Pipeline) -> Session:
     """Choose the device, open the inputs and check every step against them; no data are read."""
-    backend, reason = select(pipeline.compute.device)
+    backend, reason = select(pipeline.compute.device, kernels=pipeline.compute.kernels)
     workers = pipeline.compute.workers or count_cores()
     engine = Engine(backend, bad_values=pipeline.input.bad_values, workers=workers)
     session = Session(pipeline, engine, reason, open_inputs(pipeline.input, clock=engine.clock))
@@ -288,6 +288,7 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
     """What ``run.json`` holds, but for the costs."""
     sample = session.inputs.sample
     files = sample.attrs.get("files", [])
+    uses = session.engine.backend.uses
     return {
         "niseg_gpu": importlib.metadata.version("niseg-gpu"),
         "started": started,
@@ -296,6 +297,7 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
             "hardware": session.engine.backend.describe(),
             "workers": session.workers,
             "reason": session.reason,
+            "uses": {step.name: uses.get(step.name, uses["everything else"]) for step in session.pipeline.steps},
         },
         "versions": versions(),
         "pipeline": session.pipeline.as_mapping(),
