@@ -16,6 +16,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.stack import NamesFile
 
 SEEDING_PIXELS = 16_384
+SEEDING_ITERATIONS = 20
 BLOCK_PIXELS = 2_048
 
 
@@ -87,7 +88,7 @@ def fit_kmeans(
     n_clusters: Annotated[int, Ge(1), Le(65_534)] = 8,
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 2018,
     init: Annotated[str | list[list[float]], NamesFile(".npy")] = "k-means++",
-    n_init: Annotated[int, Ge(1)] = 1,
+    n_init: Annotated[int, Ge(1)] = 4,
     max_iter: Annotated[int, Ge(1)] = 300,
     tol: Annotated[float, Ge(0)] = 1e-4,
 ) -> KMeansResult:
@@ -104,7 +105,8 @@ def fit_kmeans(
     init : {"k-means++", "random"}, a ``.npy`` file, or (k, features) values
         Starting centroids; drawn from at most 16,384 pixels (themselves drawn with `seed`).
     n_init : int
-        Starts; the one of least inertia wins.
+        Random starts; each is iterated on those pixels, and the one of least inertia goes on to all of them. One start
+        in some ends in a poor minimum.
     max_iter : int
         Iterations at most.
     tol : float
@@ -123,12 +125,8 @@ def fit_kmeans(
             f"kmeans got n_clusters {n_clusters}, the stack has {usable} pixels with data; allowed: 1 to {usable}"
         )
     pixels = table.spectra if usable == len(table.valid) else _compact(table)
-    starts = _starts(backend, pixels, n_clusters=n_clusters, seed=seed, init=init, n_init=n_init)
-    best = None
-    for centroids in starts:
-        found = backend.run_lloyd(pixels, centroids=centroids, max_iter=max_iter, tol=tol)
-        if best is None or found.inertia < best.inertia:
-            best = found
+    start = _start(backend, pixels, n_clusters=n_clusters, seed=seed, init=init, n_init=n_init)
+    best = backend.run_lloyd(pixels, centroids=start, max_iter=max_iter, tol=tol)
     spectra, sizes = mean_spectra(pixels, best.labels, n_clusters=n_clusters)
     dtype = np.uint8 if n_clusters < 255 else np.uint16
     labels = np.full(len(table.valid), np.iinfo(dtype).max, dtype)
@@ -147,16 +145,20 @@ def _compact(table: PixelTable) -> Any:
     return table.spectra[:end]
 
 
-def _starts(backend: Any, pixels: Any, *, n_clusters: int, seed: int, init: Any, n_init: int) -> list[np.ndarray]:
-    if isinstance(init, str) and init in ("k-means++", "random"):
-        rows = np.arange(len(pixels))
-        if len(rows) > SEEDING_PIXELS:
-            rows = np.sort(
-                np.random.default_rng(seed).choice(len(rows), max(SEEDING_PIXELS, n_clusters), replace=False)
-            )
-        sample = backend.to_host(pixels[backend.xp.asarray(rows)])
-        return [seed_centroids(sample, n_clusters=n_clusters, seed=seed + i, init=init) for i in range(n_init)]
-    return [read_centroids(init, shape=(n_clusters, pixels.shape[1]))]
+def _start(backend: Any, pixels: Any, *, n_clusters: int, seed: int, init: Any, n_init: int) -> np.ndarray:
+    """The starting centroids: those given, or the best of some random ones on a sample of the pixels."""
+    if not (isinstance(init, str) and init in ("k-means++", "random")):
+        return read_centroids(init, shape=(n_clusters, pixels.shape[1]))
+    rows = np.arange(len(pixels))
+    if len(rows) > SEEDING_PIXELS:
+        rows = np.sort(np.random.default_rng(seed).choice(len(rows), max(SEEDING_PIXELS, n_clusters), replace=False))
+    sample = pixels[backend.xp.asarray(rows)]
+    on_host = backend.to_host(sample)
+    starts = [seed_centroids(on_host, n_clusters=n_clusters, seed=seed + i, init=init) for i in range(n_init)]
+    if n_init == 1:
+        return starts[0]
+    ends = [backend.run_lloyd(sample, centroids=start, max_iter=SEEDING_ITERATIONS, tol=1e-3) for start in starts]
+    return min(ends, key=lambda end: end.inertia).centroids
 
 
 def read_centroids(init: Any, *, shape: tuple[int, int]) -> np.ndarray:

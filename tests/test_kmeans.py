@@ -76,8 +76,9 @@ def test_many_clusters_get_wider_labels() -> None:
 
 def test_more_starts_are_never_worse() -> None:
     stack = clustered_stack(seed=5)
-    one, many = (fit_kmeans(table_of(stack), n_clusters=4, init="random", n_init=n, seed=1) for n in (1, 8))
-    assert many.inertia <= one.inertia
+    for seed in range(6):
+        one, many = (fit_kmeans(table_of(stack), n_clusters=4, init="random", n_init=n, seed=seed) for n in (1, 8))
+        assert many.inertia <= one.inertia * (1 + 1e-6)
 
 
 def test_more_clusters_than_pixels_are_refused() -> None:
