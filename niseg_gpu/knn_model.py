@@ -266,8 +266,8 @@ def load_knn(path: str | Path) -> KnnModel:
             model = KnnModel(tuple(about["features"]), **arrays, **rest)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name a knn model, or {remedy}") from None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no knn model, or a broken one ({error}); {remedy}") from None
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        raise UserError(f"{path} is no knn model, or a broken one; {remedy}") from None
     _check_loaded(model, path)
     return model
 
