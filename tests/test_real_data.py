@@ -76,8 +76,8 @@ def test_overlap_correction_joins_the_shutter_windows(data_dir: Path) -> None:
     corrected = apply_steps(stack, [{"overlap_correct": {"per_trigger": True}}]).image.isel(open_beam)
     mean = corrected.mean(("y", "x"), dtype=np.float64).compute().values
     raw = stack.isel(open_beam).mean(("y", "x"), dtype=np.float64).compute().values
-    # Measured: +4.0, -3.7 and -5.1 %. The shutter is closed for 0.33 ms, and the spectrum's slope before each border has
-    # those signs and about that size; lines fitted on both sides give other figures, so the cause is not settled.
+    # Measured: +4.0, -3.7, -5.1 %. The shutter is closed for 0.33 ms; the slope of the spectrum before each border has
+    # those signs and about that size; lines fitted on both sides give other figures: the cause is not settled.
     for last, slack in ((126, 0.041), (431, 0.04), (644, 0.055)):
         before, after = slice(last - 5, last), slice(last + 2, last + 7)  # border bins left out
         assert abs(mean[after].mean() / mean[before].mean() - 1) < slack, f"border after bin {last}"
