@@ -1,0 +1,275 @@
+"""Soil by place: grains, moisture, air gaps and cracks, each value from its voxel's place and a key alone.
+
+Blocks have the axes (down, y, x), a slab is one voxel thick along y.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from niseg_gpu.simulate.counter import draw_normal, draw_uniform, hash_place, make_key, to_uniform
+
+# Radius of air gaps as shares of the container's depth, smallest and largest.
+GAP_RADIUS = (0.006, 0.025)
+
+
+def draw_grains(
+    low: tuple[int, ...], shape: tuple[int, ...], *, key: np.uint64, grain_voxels: float, out: np.ndarray
+) -> None:
+    """Fill a block with the texture of packed grains: the cells round scattered points (doi:10.1145/237170.237267).
+
+    Parameters
+    ----------
+    low, shape : (int, int, int)
+        First voxel and size of the block.
+    key : uint64
+        Of the random numbers.
+    grain_voxels : float
+        Mean diameter of a grain, 2 or more.
+    out : (Z, Y, X) ndarray of float32
+        Gets about -1 (gaps between grains) to 1 (the densest grains).
+    """
+    first = [math.floor((a + 0.5) / grain_voxels) - 1 for a in low]
+    count = [math.floor((a + n - 0.5) / grain_voxels) + 2 - f for a, n, f in zip(low, shape, first, strict=True)]
+    cells = np.empty((*count, 4), np.float32)
+    _scatter(key, np.array(first, np.int64), cells)
+    _pack(np.array(low, np.int64), np.array(first, np.int64), cells, grain_voxels, out)
+
+
+def draw_waves(low: tuple[int, ...], shape: tuple[int, ...], *, key: np.uint64, length_voxels: float) -> np.ndarray:
+    """Return smooth random values between -1 and 1 that change over a length.
+
+    Parameters
+    ----------
+    low, shape : (int, int, int)
+        First voxel and size of the block.
+    key : uint64
+        Of the random numbers.
+    length_voxels : float
+        Distance of the nodes that are interpolated between.
+
+    Returns
+    -------
+    (Z, Y, X) ndarray of float32
+    """
+    first = [math.floor((a + 0.5) / length_voxels) for a in low]
+    count = [math.floor((a + n - 0.5) / length_voxels) + 2 - f for a, n, f in zip(low, shape, first, strict=True)]
+    nodes, out = np.empty(count, np.float32), np.empty(shape, np.float32)
+    _hash_nodes(key, np.array(first, np.int64), nodes)
+    _interpolate(np.array(low, np.int64), np.array(first, np.int64), nodes, length_voxels, out)
+    return out
+
+
+def add_gaps(
+    low: tuple[int, ...],
+    *,
+    key: np.uint64,
+    share: float,
+    radius_voxels: tuple[float, float],
+    flat: bool,
+    out: np.ndarray,
+) -> None:
+    """Put round air gaps into a block.
+
+    Parameters
+    ----------
+    low : (int, int, int)
+        First voxel of the block.
+    key : uint64
+        Of the random numbers.
+    share : float
+        Of the soil that is air, about; below 0.2.
+    radius_voxels : (float, float)
+        Smallest and largest radius.
+    flat : bool
+        Count the share by area instead of volume, for a slab.
+    out : (Z, Y, X) ndarray of float32
+        Share of air in a voxel; raised where a gap lies.
+    """
+    if share <= 0.0:
+        return
+    small, large = radius_voxels
+    cell = 4.0 * large
+    power = 2 if flat else 3
+    mean = (large ** (power + 1) - small ** (power + 1)) / ((power + 1) * (large - small))
+    size = math.pi * mean if flat else 4.0 / 3.0 * math.pi * mean
+    tries = share * cell**power / size
+    _add_gaps(np.array(low, np.int64), key, cell, tries, small, large, flat, out)
+
+
+def add_crack(
+    low: tuple[int, ...],
+    *,
+    key: np.uint64,
+    extent: tuple[float, float, float],
+    width_voxels: float,
+    flat: bool,
+    out: np.ndarray,
+) -> None:
+    """Put one crack into a block: a wavy sheet, thinning out to its ends.
+
+    Parameters
+    ----------
+    low : (int, int, int)
+        First voxel of the block.
+    key : uint64
+        Of the crack; fixes where it lies.
+    extent : (float, float, float)
+        Voxels of the soil along each axis.
+    width_voxels : float
+        Greatest width.
+    flat : bool
+        Whether the block is a slab.
+    out : (Z, Y, X) ndarray of float32
+        Share of air in a voxel; raised where the crack lies.
+    """
+    u = [draw_uniform(key, i) for i in range(3)]
+    # More cracks lie than stand: drying soil settles, too.
+    tilt = 0.35 * draw_normal(key, 3) + (math.pi / 2 if u[0] < 0.25 else 0.0)
+    turn = 0.0 if flat else 2.0 * math.pi * u[1]
+    normal = np.array([math.cos(tilt), math.sin(tilt) * math.sin(turn), math.sin(tilt) * math.cos(turn)])
+    spot = np.array([(0.25 + 0.5 * draw_uniform(key, 4 + j)) * extent[j] for j in range(3)])
+    half = 0.5 * max(extent) * (0.5 + 0.4 * u[2])
+    if flat:
+        spot[1] = 0.5
+    length = max(extent) / 7.0
+    waves = draw_waves(low, out.shape, key=make_key(int(key), 1), length_voxels=length)
+    ripple = draw_waves(low, out.shape, key=make_key(int(key), 2), length_voxels=length / 4.0)
+    widths = draw_waves(low, out.shape, key=make_key(int(key), 3), length_voxels=0.8 * length)
+    _open_crack(np.array(low, np.int64), normal, spot, half, length, width_voxels, flat, waves, ripple, widths, out)
+
+
+@numba.njit(nogil=True, cache=True)
+def _scatter(key, first, cells):
+    """Give each cell a point in it, in cells, and a value between -1 and 1."""
+    for i in range(cells.shape[0]):
+        for j in range(cells.shape[1]):
+            for k in range(cells.shape[2]):
+                bits = hash_place(key, first[0] + i, first[1] + j, first[2] + k)
+                for n in range(3):
+                    # 16 bits for each number
+                    part = (bits >> np.uint64(16 * n)) & np.uint64(0xFFFF)
+                    cells[i, j, k, n] = (np.float64(part) + 0.5) / 65536.0
+                part = (bits >> np.uint64(48)) & np.uint64(0xFFFF)
+                cells[i, j, k, 3] = (np.float64(part) + 0.5) / 32768.0 - 1.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _pack(low, first, cells, size, out):
+    for z in range(out.shape[0]):
+        pz = np.float32((z + low[0] + 0.5) / size - first[0])
+        cz = int(pz)
+        for y in range(out.shape[1]):
+            py = np.float32((y + low[1] + 0.5) / size - first[1])
+            cy = int(py)
+            for x in range(out.shape[2]):
+                px = np.float32((x + low[2] + 0.5) / size - first[2])
+                cx = int(px)
+                nearest, second, value = np.float32(9.0), np.float32(9.0), np.float32(0.0)
+                for i in range(cz - 1, cz + 2):
+                    for j in range(cy - 1, cy + 2):
+                        for k in range(cx - 1, cx + 2):
+                            dz = np.float32(i) + cells[i, j, k, 0] - pz
+                            dy = np.float32(j) + cells[i, j, k, 1] - py
+                            dx = np.float32(k) + cells[i, j, k, 2] - px
+                            square = dz * dz + dy * dy + dx * dx
+                            if square < nearest:
+                                second, nearest, value = nearest, square, cells[i, j, k, 3]
+                            elif square < second:
+                                second = square
+                # Grains meet where a voxel is as near to the second point as to the first.
+                edge = (np.sqrt(second) - np.sqrt(nearest)) / np.float32(0.3)
+                gap = max(np.float32(1.0) - edge, np.float32(0.0))
+                out[z, y, x] = np.float32(0.7) * value + np.float32(0.12) - np.float32(0.9) * gap
+
+
+@numba.njit(nogil=True, cache=True)
+def _hash_nodes(key, first, nodes):
+    for i in range(nodes.shape[0]):
+        for j in range(nodes.shape[1]):
+            for k in range(nodes.shape[2]):
+                u = to_uniform(hash_place(key, first[0] + i, first[1] + j, first[2] + k))
+                nodes[i, j, k] = 2.0 * u - 1.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _interpolate(low, first, nodes, length, out):
+    for z in range(out.shape[0]):
+        pz = (z + low[0] + 0.5) / length - first[0]
+        i = int(pz)
+        a = np.float32((pz - i) ** 2 * (3.0 - 2.0 * (pz - i)))
+        for y in range(out.shape[1]):
+            py = (y + low[1] + 0.5) / length - first[1]
+            j = int(py)
+            b = np.float32((py - j) ** 2 * (3.0 - 2.0 * (py - j)))
+            for x in range(out.shape[2]):
+                px = (x + low[2] + 0.5) / length - first[2]
+                k = int(px)
+                c = np.float32((px - k) ** 2 * (3.0 - 2.0 * (px - k)))
+                near = nodes[i, j, k] + c * (nodes[i, j, k + 1] - nodes[i, j, k])
+                side = nodes[i, j + 1, k] + c * (nodes[i, j + 1, k + 1] - nodes[i, j + 1, k])
+                under = nodes[i + 1, j, k] + c * (nodes[i + 1, j, k + 1] - nodes[i + 1, j, k])
+                far = nodes[i + 1, j + 1, k] + c * (nodes[i + 1, j + 1, k + 1] - nodes[i + 1, j + 1, k])
+                near += b * (side - near)
+                under += b * (far - under)
+                out[z, y, x] = near + a * (under - near)
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_gaps(low, key, cell, tries, small, large, flat, out):
+    """Try to put so many gaps into each cell; a whole number of them, the rest by chance."""
+    first, last = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for j in range(3):
+        if flat and j == 1:
+            continue
+        first[j] = int(math.floor((low[j] - large - 1.0) / cell))
+        last[j] = int(math.floor((low[j] + out.shape[j] + large + 1.0) / cell))
+    for i in range(first[0], last[0] + 1):
+        for j in range(first[1], last[1] + 1):
+            for k in range(first[2], last[2] + 1):
+                own = hash_place(key, i, j, k)
+                number = int(tries + draw_uniform(own, 0))
+                for n in range(number):
+                    z = (i + draw_uniform(own, 4 * n + 1)) * cell
+                    y = 0.5 if flat else (j + draw_uniform(own, 4 * n + 2)) * cell
+                    x = (k + draw_uniform(own, 4 * n + 3)) * cell
+                    _add_ball(low, z, y, x, small + draw_uniform(own, 4 * n + 4) * (large - small), out)
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_ball(low, z, y, x, radius, out):
+    first, end = np.empty(3, np.int64), np.empty(3, np.int64)
+    for j, centre in enumerate((z, y, x)):
+        first[j] = max(int(math.floor(centre - radius - 1.0)) - low[j], 0)
+        end[j] = min(int(math.ceil(centre + radius + 1.0)) - low[j], out.shape[j])
+    for i in range(first[0], end[0]):
+        for j in range(first[1], end[1]):
+            for k in range(first[2], end[2]):
+                dz, dy, dx = i + low[0] + 0.5 - z, j + low[1] + 0.5 - y, k + low[2] + 0.5 - x
+                share = radius - math.sqrt(dz * dz + dy * dy + dx * dx) + 0.5
+                if share > out[i, j, k]:
+                    out[i, j, k] = min(share, 1.0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _open_crack(low, normal, spot, half, length, width, flat, waves, ripple, widths, out):
+    for z in range(out.shape[0]):
+        pz = z + low[0] + 0.5 - spot[0]
+        for y in range(out.shape[1]):
+            py = 0.0 if flat else y + low[1] + 0.5 - spot[1]
+            for x in range(out.shape[2]):
+                px = x + low[2] + 0.5 - spot[2]
+                across = pz * normal[0] + py * normal[1] + px * normal[2]
+                along = math.sqrt(max(pz * pz + py * py + px * px - across * across, 0.0)) / half
+                if along >= 1.0:
+                    continue
+                across += length * (0.45 * waves[z, y, x] + 0.1 * ripple[z, y, x])
+                open_by = width * (1.0 - along * along) * max(0.55 + 0.75 * widths[z, y, x], 0.0)
+                share = 0.5 * open_by - abs(across) + 0.5
+                # What is narrower than a voxel is air in part only.
+                share = min(share, min(open_by, 1.0))
+                if share > out[z, y, x]:
+                    out[z, y, x] = share
