@@ -160,21 +160,24 @@ def _scatter(key, first, cells):
 @numba.njit(nogil=True, cache=True)
 def _pack(low, first, cells, size, out):
     for z in range(out.shape[0]):
-        pz = np.float32((z + low[0] + 0.5) / size - first[0])
-        cz = int(pz)
+        qz = (z + low[0] + 0.5) / size
+        cz = int(math.floor(qz)) - first[0]
+        pz = np.float32(qz - math.floor(qz))
         for y in range(out.shape[1]):
-            py = np.float32((y + low[1] + 0.5) / size - first[1])
-            cy = int(py)
+            qy = (y + low[1] + 0.5) / size
+            cy = int(math.floor(qy)) - first[1]
+            py = np.float32(qy - math.floor(qy))
             for x in range(out.shape[2]):
-                px = np.float32((x + low[2] + 0.5) / size - first[2])
-                cx = int(px)
+                qx = (x + low[2] + 0.5) / size
+                cx = int(math.floor(qx)) - first[2]
+                px = np.float32(qx - math.floor(qx))
                 nearest, second, value = np.float32(9.0), np.float32(9.0), np.float32(0.0)
                 for i in range(cz - 1, cz + 2):
                     for j in range(cy - 1, cy + 2):
                         for k in range(cx - 1, cx + 2):
-                            dz = np.float32(i) + cells[i, j, k, 0] - pz
-                            dy = np.float32(j) + cells[i, j, k, 1] - py
-                            dx = np.float32(k) + cells[i, j, k, 2] - px
+                            dz = np.float32(i - cz) + cells[i, j, k, 0] - pz
+                            dy = np.float32(j - cy) + cells[i, j, k, 1] - py
+                            dx = np.float32(k - cx) + cells[i, j, k, 2] - px
                             square = dz * dz + dy * dy + dx * dx
                             if square < nearest:
                                 second, nearest, value = nearest, square, cells[i, j, k, 3]
@@ -196,19 +199,27 @@ def _hash_nodes(key, first, nodes):
 
 
 @numba.njit(nogil=True, cache=True)
+def _ease(t):
+    return np.float32(t * t * (3.0 - 2.0 * t))
+
+
+@numba.njit(nogil=True, cache=True)
 def _interpolate(low, first, nodes, length, out):
     for z in range(out.shape[0]):
-        pz = (z + low[0] + 0.5) / length - first[0]
-        i = int(pz)
-        a = np.float32((pz - i) ** 2 * (3.0 - 2.0 * (pz - i)))
+        pz = (z + low[0] + 0.5) / length
+        i = int(math.floor(pz))
+        a = _ease(pz - i)
+        i -= first[0]
         for y in range(out.shape[1]):
-            py = (y + low[1] + 0.5) / length - first[1]
-            j = int(py)
-            b = np.float32((py - j) ** 2 * (3.0 - 2.0 * (py - j)))
+            py = (y + low[1] + 0.5) / length
+            j = int(math.floor(py))
+            b = _ease(py - j)
+            j -= first[1]
             for x in range(out.shape[2]):
-                px = (x + low[2] + 0.5) / length - first[2]
-                k = int(px)
-                c = np.float32((px - k) ** 2 * (3.0 - 2.0 * (px - k)))
+                px = (x + low[2] + 0.5) / length
+                k = int(math.floor(px))
+                c = _ease(px - k)
+                k -= first[2]
                 near = nodes[i, j, k] + c * (nodes[i, j, k + 1] - nodes[i, j, k])
                 side = nodes[i, j + 1, k] + c * (nodes[i, j + 1, k + 1] - nodes[i, j + 1, k])
                 under = nodes[i + 1, j, k] + c * (nodes[i + 1, j, k + 1] - nodes[i + 1, j, k])
