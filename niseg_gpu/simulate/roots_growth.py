@@ -59,19 +59,19 @@ class Habit:
 # A main root with laterals (lupin, say), and a tuft of main roots (maize, say): the usual sizes, not fitted to a plant.
 HABITS: dict[str, tuple[Habit, ...]] = {
     "taprooted": (
-        Habit(20.0, 400.0, 3.0, 9.0, 2.2, 0.0, 4.0, 0.62, 0.45, 0.06, 0.06),
+        Habit(20.0, 400.0, 3.0, 9.0, 2.2, 0.0, 4.0, 0.62, 0.45, 0.06, 0.1),
         Habit(9.0, 60.0, 2.5, 5.0, 2.6, 72.0, 12.0, 0.26, 0.6, 0.012, 0.13),
         Habit(4.0, 14.0, 1.5, 3.0, 3.0, 70.0, 15.0, 0.14, 0.7, 0.0, 0.25),
         Habit(2.0, 5.0, 1.0, 2.0, 3.0, 70.0, 20.0, 0.09, 0.8, 0.0, 0.35),
     ),
     "fibrous": (
-        Habit(20.0, 300.0, 3.0, 8.0, 2.0, 32.0, 16.0, 0.42, 0.6, 0.03, 0.07),
+        Habit(20.0, 300.0, 3.0, 8.0, 3.0, 38.0, 16.0, 0.42, 0.6, 0.022, 0.11),
         Habit(7.0, 30.0, 2.0, 4.0, 2.4, 75.0, 12.0, 0.17, 0.7, 0.006, 0.16),
         Habit(3.0, 10.0, 1.0, 2.5, 2.6, 70.0, 15.0, 0.1, 0.8, 0.0, 0.3),
         Habit(2.0, 5.0, 1.0, 2.0, 3.0, 70.0, 20.0, 0.07, 0.9, 0.0, 0.35),
     ),
 }
-N_MAIN = {"taprooted": 1, "fibrous": 7}
+N_MAIN = {"taprooted": 1, "fibrous": 6}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def grow_roots(
     seed : int
         Of all random numbers.
     habit : {"taprooted", "fibrous"}
-        One main root, or a tuft of seven; lengths grow with the container's depth and radii with its square root.
+        One main root, or a tuft of six; lengths grow with the container's depth and radii with its square root.
     age : float
         In times that a straight main root takes to reach the floor.
     n_plants, n_orders : int

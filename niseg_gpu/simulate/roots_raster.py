@@ -170,12 +170,22 @@ def _draw(ends, radii, paths, roots, low, reach, flat, filled, depth, root, path
         if flat:
             v[1] = 0.0
         square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2]
-        first, end = _box(a, b, max(radii[s, 0], radii[s, 1]) + reach, low, filled.shape, flat)
+        furthest = max(radii[s, 0], radii[s, 1]) + reach
+        first, end = _box(a, b, furthest, low, filled.shape, flat)
+        seen = v[0] * v[0] + v[1] * v[1]
         for z in range(first[0], end[0]):
             pz = z + low[0] + 0.5 - a[0]
             for y in range(first[1], end[1]):
                 py = 0.0 if flat else y + low[1] + 0.5 - a[1]
-                for x in range(first[2], end[2]):
+                # How far the row passes the segment, as seen along it; only so much of the row can be within reach.
+                t = min(max((pz * v[0] + py * v[1]) / seen, 0.0), 1.0) if seen > 0.0 else 0.0
+                room = furthest * furthest - (pz - t * v[0]) ** 2 - (py - t * v[1]) ** 2
+                if room < 0.0:
+                    continue
+                room = math.sqrt(room)
+                begin = max(first[2], int(math.floor(min(a[2], b[2]) - room)) - low[2])
+                stop = min(end[2], int(math.ceil(max(a[2], b[2]) + room)) + 1 - low[2])
+                for x in range(begin, stop):
                     px = x + low[2] + 0.5 - a[2]
                     t = (pz * v[0] + py * v[1] + px * v[2]) / square if square > 0.0 else 0.0
                     t = min(max(t, 0.0), 1.0)

@@ -70,6 +70,12 @@ class RootScene:
         """What the image shows of it: transmission of a slab, else attenuation per cm."""
         return math.exp(-0.1 * self.soil_per_cm * self.options["slab_mm"]) if self.flat else self.soil_per_cm
 
+    @property
+    def noise_sigma(self) -> float:
+        """Standard deviation of the noise where the signal is that of the soil."""
+        snr = self.options["snr"]
+        return self.soil_signal / (snr if snr is not None else 60.0 if self.flat else 6.0)
+
     def key(self, *words: int) -> np.uint64:
         return make_key(self.options["seed"], *words)
 
@@ -121,15 +127,8 @@ def build_scene(shape: tuple[int, ...], **options: Any) -> RootScene:
 
 def render_scene(scene: RootScene, *, workers: int = 2) -> Rendered:
     """Render a whole scene in memory, blocks side by side; axes as the shape that `build_scene` got."""
-    blocks = list(
-        iter_blocks(
-            scene.shape,
-            tuple(
-                min(b, -(-n // 4)) if i == 0 else b
-                for i, (b, n) in enumerate(zip(BLOCK[scene.flat], scene.shape, strict=True))
-            ),
-        )
-    )
+    thick, *rest = BLOCK[scene.flat]
+    blocks = list(iter_blocks(scene.shape, (min(thick, -(-scene.shape[0] // 4)), *rest)))
     with ThreadPoolExecutor(workers) as pool:
         parts = list(pool.map(lambda block: render_block(scene, *block), blocks))
     whole = {}
@@ -152,7 +151,8 @@ def iter_blocks(shape: tuple[int, ...], block: tuple[int, ...]) -> Any:
 
 def render_block(scene: RootScene, low: tuple[int, int, int], shape: tuple[int, int, int]) -> Rendered:
     """Render one block; no other block changes it."""
-    options, reach = scene.options, scene.options["water_reach_mm"] / scene.voxel_mm
+    options = scene.options
+    reach = options["water_reach_mm"] / scene.voxel_mm if options["water_gradient"] else 0.0
     drawn = draw_capsules(scene.capsules, low, shape, reach=reach, flat=scene.flat)
     stem = draw_capsules(scene.stem, low, shape, reach=0.0, flat=scene.flat)
     texture, air = _draw_texture(scene, low, shape), _draw_air(scene, low, shape)
@@ -165,18 +165,13 @@ def render_block(scene: RootScene, low: tuple[int, int, int], shape: tuple[int, 
     )  # fmt: skip
     image = _see(scene, low, soil, air, drawn, stem)
     _add_artefacts(scene, low, image)
-    noise = scene.soil_signal / _snr(scene)
-    if noise > 0.0:
-        _add_noise(np.array(low, np.int64), np.array(scene.shape, np.int64), scene.key(NOISE), noise,
+    if scene.noise_sigma > 0.0:
+        _add_noise(np.array(low, np.int64), np.array(scene.shape, np.int64), scene.key(NOISE), scene.noise_sigma,
                    scene.soil_signal if scene.flat else 0.0, image)  # fmt: skip
     mask = drawn.mask
     order = np.where(mask, scene.roots.order[drawn.root], 0).astype(np.uint8)
     path = np.where(mask, drawn.path_mm, np.float32(0.0))
     return Rendered(image, mask.astype(np.uint8), drawn.skeleton.astype(np.uint8), order, path)
-
-
-def _snr(scene: RootScene) -> float:
-    return scene.options["snr"] if scene.options["snr"] is not None else (60.0 if scene.flat else 6.0)
 
 
 def _place_container(shape: tuple[int, ...], slab_mm: float, *, voxel_mm: float, flat: bool, walls: bool) -> Container:

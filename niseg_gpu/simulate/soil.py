@@ -32,8 +32,8 @@ def draw_grains(
     out : (Z, Y, X) ndarray of float32
         Gets about -1 (gaps between grains) to 1 (the densest grains).
     """
-    first = [math.floor((a + 0.5) / grain_voxels) - 1 for a in low]
-    count = [math.floor((a + n - 0.5) / grain_voxels) + 2 - f for a, n, f in zip(low, shape, first, strict=True)]
+    first = [math.floor((a + 0.5) / grain_voxels - 0.5) for a in low]
+    count = [math.floor((a + n - 0.5) / grain_voxels - 0.5) + 2 - f for a, n, f in zip(low, shape, first, strict=True)]
     cells = np.empty((*count, 4), np.float32)
     _scatter(key, np.array(first, np.int64), cells)
     _pack(np.array(low, np.int64), np.array(first, np.int64), cells, grain_voxels, out)
@@ -135,6 +135,9 @@ def add_crack(
     half = 0.5 * max(extent) * (0.5 + 0.4 * u[2])
     if flat:
         spot[1] = 0.5
+    nearest = np.clip(spot, low, np.add(low, out.shape))
+    if np.sum((nearest - spot) ** 2) > (half + width_voxels) ** 2 + (0.7 * max(extent) / 7.0) ** 2:
+        return
     length = max(extent) / 7.0
     waves = draw_waves(low, out.shape, key=make_key(int(key), 1), length_voxels=length)
     ripple = draw_waves(low, out.shape, key=make_key(int(key), 2), length_voxels=length / 4.0)
@@ -144,7 +147,7 @@ def add_crack(
 
 @numba.njit(nogil=True, cache=True)
 def _scatter(key, first, cells):
-    """Give each cell a point in it, in cells, and a value between -1 and 1."""
+    """Give each cell a point, at most 0.3 of a cell from its middle along each axis, and a value from -1 to 1."""
     for i in range(cells.shape[0]):
         for j in range(cells.shape[1]):
             for k in range(cells.shape[2]):
@@ -152,35 +155,39 @@ def _scatter(key, first, cells):
                 for n in range(3):
                     # 16 bits for each number
                     part = (bits >> np.uint64(16 * n)) & np.uint64(0xFFFF)
-                    cells[i, j, k, n] = (np.float64(part) + 0.5) / 65536.0
+                    cells[i, j, k, n] = 0.6 * ((np.float64(part) + 0.5) / 65536.0 - 0.5)
                 part = (bits >> np.uint64(48)) & np.uint64(0xFFFF)
                 cells[i, j, k, 3] = (np.float64(part) + 0.5) / 32768.0 - 1.0
 
 
 @numba.njit(nogil=True, cache=True)
 def _pack(low, first, cells, size, out):
+    """Find for each voxel the two nearest points, of those in the eight cells whose middles are around it."""
     for z in range(out.shape[0]):
-        qz = (z + low[0] + 0.5) / size
-        cz = int(math.floor(qz)) - first[0]
-        pz = np.float32(qz - math.floor(qz))
+        qz = (z + low[0] + 0.5) / size - 0.5
+        cz = int(math.floor(qz))
+        pz = np.float32(qz - cz)
         for y in range(out.shape[1]):
-            qy = (y + low[1] + 0.5) / size
-            cy = int(math.floor(qy)) - first[1]
-            py = np.float32(qy - math.floor(qy))
+            qy = (y + low[1] + 0.5) / size - 0.5
+            cy = int(math.floor(qy))
+            py = np.float32(qy - cy)
             for x in range(out.shape[2]):
-                qx = (x + low[2] + 0.5) / size
-                cx = int(math.floor(qx)) - first[2]
-                px = np.float32(qx - math.floor(qx))
+                qx = (x + low[2] + 0.5) / size - 0.5
+                cx = int(math.floor(qx))
+                px = np.float32(qx - cx)
                 nearest, second, value = np.float32(9.0), np.float32(9.0), np.float32(0.0)
-                for i in range(cz - 1, cz + 2):
-                    for j in range(cy - 1, cy + 2):
-                        for k in range(cx - 1, cx + 2):
-                            dz = np.float32(i - cz) + cells[i, j, k, 0] - pz
-                            dy = np.float32(j - cy) + cells[i, j, k, 1] - py
-                            dx = np.float32(k - cx) + cells[i, j, k, 2] - px
+                for i in range(2):
+                    for j in range(2):
+                        for k in range(2):
+                            cell = cells[cz - first[0] + i, cy - first[1] + j, cx - first[2] + k]
+                            dz, dy, dx = (
+                                cell[0] + np.float32(i) - pz,
+                                cell[1] + np.float32(j) - py,
+                                cell[2] + np.float32(k) - px,
+                            )
                             square = dz * dz + dy * dy + dx * dx
                             if square < nearest:
-                                second, nearest, value = nearest, square, cells[i, j, k, 3]
+                                second, nearest, value = nearest, square, cell[3]
                             elif square < second:
                                 second = square
                 # Grains meet where a voxel is as near to the second point as to the first.
@@ -247,11 +254,11 @@ def _add_gaps(low, key, cell, tries, small, large, flat, out):
                     z = (i + draw_uniform(own, 4 * n + 1)) * cell
                     y = 0.5 if flat else (j + draw_uniform(own, 4 * n + 2)) * cell
                     x = (k + draw_uniform(own, 4 * n + 3)) * cell
-                    _add_ball(low, z, y, x, small + draw_uniform(own, 4 * n + 4) * (large - small), out)
+                    _add_ball(low, z, y, x, small + draw_uniform(own, 4 * n + 4) * (large - small), flat, out)
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_ball(low, z, y, x, radius, out):
+def _add_ball(low, z, y, x, radius, flat, out):
     first, end = np.empty(3, np.int64), np.empty(3, np.int64)
     for j, centre in enumerate((z, y, x)):
         first[j] = max(int(math.floor(centre - radius - 1.0)) - low[j], 0)
@@ -260,9 +267,12 @@ def _add_ball(low, z, y, x, radius, out):
         for j in range(first[1], end[1]):
             for k in range(first[2], end[2]):
                 dz, dy, dx = i + low[0] + 0.5 - z, j + low[1] + 0.5 - y, k + low[2] + 0.5 - x
-                share = radius - math.sqrt(dz * dz + dy * dy + dx * dx) + 0.5
+                share = min(radius - math.sqrt(dz * dz + dy * dy + dx * dx) + 0.5, 1.0)
+                if flat and share > 0.0:
+                    # Soil is left before and behind a gap.
+                    share *= 0.8 * math.sqrt(max(1.0 - (dz * dz + dx * dx) / (radius + 0.5) ** 2, 0.0))
                 if share > out[i, j, k]:
-                    out[i, j, k] = min(share, 1.0)
+                    out[i, j, k] = share
 
 
 @numba.njit(nogil=True, cache=True)
