@@ -26,6 +26,7 @@ class Panel(NamedTuple):
     limits: tuple[float, float] | None = None
     bar: str = ""
     colours: str = "gray"
+    ticks: Sequence[int] | None = None
 
 
 def draw_previews(folder: str | Path) -> list[Path]:
@@ -60,6 +61,8 @@ def draw_previews(folder: str | Path) -> list[Path]:
 
 def draw_panels(panels: Sequence[Panel], *, width_in: float | None = None) -> Picture:
     """Draw images in a row, each with its own bar where it has a quantity."""
+    from matplotlib.colors import ListedColormap
+
     heights = [PANEL_IN * p.values.shape[0] / p.values.shape[1] for p in panels]
     height = min(max(max(heights), 1.5), 2.0 * PANEL_IN)
     widths = [height * p.values.shape[1] / p.values.shape[0] for p in panels]
@@ -73,14 +76,15 @@ def draw_panels(panels: Sequence[Panel], *, width_in: float | None = None) -> Pi
             left += 0.62
             ax = figure.add_axes((left / total, 0.5 / tall, width / total, height / tall), facecolor=theme.ground)
             low, high = panel.limits or (None, None)
-            shown = ax.imshow(panel.values, cmap=panel.colours, vmin=low, vmax=high, interpolation="nearest")
+            colours = panel.colours if panel.ticks is None else ListedColormap(ORDER_COLOURS[: len(panel.ticks)])
+            shown = ax.imshow(panel.values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
             ax.set_title(panel.title, color=theme.ink, fontsize=10)
             ax.set_xlabel(panel.axes[1], color=theme.ink)
             style(ax, theme, panel.axes[0])
             left += width
             if panel.bar:
                 bar = figure.add_axes(((left + 0.08) / total, 0.5 / tall, 0.1 / total, height / tall))
-                style(figure.colorbar(shown, cax=bar).ax, theme, panel.bar)
+                style(figure.colorbar(shown, cax=bar, ticks=panel.ticks).ax, theme, panel.bar)
             left += beside
 
     return render(draw, width_in or total, tall if width_in is None else tall * width_in / total)
@@ -121,8 +125,8 @@ def _panels_of_slab(image: Any, order: Any, path: Any) -> tuple[list[Panel], lis
             Panel(colour_orders(orders, values, limits), "with its roots, by order", axes),
         ],
         [
-            Panel(np.where(orders > 0, orders, np.nan), "order", axes, (0.5, 4.5), "1 = main root", "viridis_r"),
-            Panel(shown, "path length", axes, _span(lengths), "from the seed (mm)", "plasma"),
+            _panel_of_orders(orders, axes),
+            Panel(shown, "path length from the seed", axes, _span(lengths), "mm", "viridis"),
         ],
     )
 
@@ -131,10 +135,11 @@ def _panels_of_pot(image: Any, order: Any, path: Any) -> tuple[list[Panel], list
     """A slice from the side and one from above; the truth as seen through the pot."""
     middle, level = image.shape[1] // 2, image.shape[0] // 3
     side, above = np.asarray(image[:, middle]), np.asarray(image[level])
-    limits = find_limits(np.concatenate([side.ravel(), above.ravel()]), high=99.9)
+    limits = find_limits(np.concatenate([side.ravel(), above.ravel()]), high=99.0)
     upright, flat = ("z (voxel)", "x (voxel)"), ("y (voxel)", "x (voxel)")
     thickest = _look(order)
     lengths = np.asarray(path.max(axis=1))
+    shown = np.where(thickest > 0, lengths, np.nan)
     marked = colour_orders(np.asarray(order[:, middle]), side, limits)
     return (
         [
@@ -143,10 +148,17 @@ def _panels_of_pot(image: Any, order: Any, path: Any) -> tuple[list[Panel], list
             Panel(above, f"slice z = {level}", flat, limits, "attenuation (1/cm)"),
         ],
         [
-            Panel(np.where(thickest > 0, thickest, np.nan), "order", upright, (0.5, 4.5), "1 = main root", "viridis_r"),
-            Panel(np.where(thickest > 0, lengths, np.nan), "path length", upright, _span(lengths), "mm", "plasma"),
+            _panel_of_orders(thickest, upright),
+            Panel(shown, "path length from the seed", upright, _span(lengths), "mm", "viridis"),
         ],
     )
+
+
+def _panel_of_orders(orders: np.ndarray, axes: tuple[str, str]) -> Panel:
+    number = max(int(orders.max(initial=0)), 1)
+    values = np.where(orders > 0, orders, np.nan)
+    ticks = range(1, number + 1)
+    return Panel(values, "order of the roots", axes, (0.5, number + 0.5), "1 = main root", ticks=ticks)
 
 
 def _look(order: Any) -> np.ndarray:

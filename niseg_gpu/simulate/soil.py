@@ -147,7 +147,7 @@ def add_crack(
 
 @numba.njit(nogil=True, cache=True)
 def _scatter(key, first, cells):
-    """Give each cell a point, at most 0.3 of a cell from its middle along each axis, and a value from -1 to 1."""
+    """Give each cell a point, at most 0.4 of a cell from its middle along each axis, and a value from -1 to 1."""
     for i in range(cells.shape[0]):
         for j in range(cells.shape[1]):
             for k in range(cells.shape[2]):
@@ -155,7 +155,7 @@ def _scatter(key, first, cells):
                 for n in range(3):
                     # 16 bits for each number
                     part = (bits >> np.uint64(16 * n)) & np.uint64(0xFFFF)
-                    cells[i, j, k, n] = 0.6 * ((np.float64(part) + 0.5) / 65536.0 - 0.5)
+                    cells[i, j, k, n] = 0.8 * ((np.float64(part) + 0.5) / 65536.0 - 0.5)
                 part = (bits >> np.uint64(48)) & np.uint64(0xFFFF)
                 cells[i, j, k, 3] = (np.float64(part) + 0.5) / 32768.0 - 1.0
 
