@@ -30,7 +30,7 @@ def draw_grains(
     grain_voxels : float
         Mean diameter of a grain, 2 or more.
     out : (Z, Y, X) ndarray of float32
-        Gets about -1 (gaps between grains) to 1 (the densest grains).
+        Gets -1.5 (gaps between grains) to 0.8 (the densest grains).
     """
     first = [math.floor((a + 0.5) / grain_voxels - 0.5) for a in low]
     count = [math.floor((a + n - 0.5) / grain_voxels - 0.5) + 2 - f for a, n, f in zip(low, shape, first, strict=True)]
