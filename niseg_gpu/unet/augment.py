@@ -19,11 +19,9 @@ from niseg_gpu.unet.augmentation import Augmentation
 
 # Of one node of a random field, in distances of nodes: wide enough for a smooth field.
 FIELD_WIDTH = 0.6
-# Uniform numbers of a sample, and keys of its fields. All scalars come from one draw, for each draw takes JAX a while
-# to compile: three for the corner of a crop, then which turn, angle and axis of rotation, and the rest.
+# Places of what is drawn evenly: three for the corner of a crop, two for an axis of rotation, one for each of the rest.
 CORNER, TURN, ANGLE, AXIS, SCALE, GAMMA, GAIN, OFFSET, BLUR, COUNTS, LEVEL = 0, *range(3, 6), *range(7, 14)
 N_UNIFORM = 14
-UNIFORM, ELASTIC, BIAS, POISSON, NOISE, N_KEYS = range(6)
 
 
 def augment(image: Any, mask: Any, *, key: jax.Array, settings: Augmentation) -> tuple[jax.Array, jax.Array]:
@@ -71,23 +69,43 @@ def augment_sample(
     image = image.astype(jnp.float32)
     channelled = image.ndim == dim + 1
     image = image if channelled else image[..., None]
-    keys = jax.random.split(key, N_KEYS)
-    uniform = jax.random.uniform(keys[UNIFORM], (N_UNIFORM,))
+    size = settings.crop or mask.shape
+    uniform, normal = _draw_numbers(key, size, image.shape[-1], settings)
     if settings.moves:
-        places = [
-            _fold(c, n)
-            for c, n in zip(
-                draw_places(mask.shape, uniform=uniform, key=keys[ELASTIC], settings=settings), mask.shape, strict=True
-            )
-        ]
+        places = draw_places(mask.shape, uniform=uniform, bend=normal.get("elastic"), settings=settings)
+        places = [_fold(place, n) for place, n in zip(places, mask.shape, strict=True)]
         image = _interpolate(image, places)
         mask = mask[tuple(jnp.round(place).astype(jnp.int32) for place in places)]
-    image = _change_values(image, uniform=uniform, keys=keys, settings=settings)
+    image = _change_values(image, uniform=uniform, normal=normal, settings=settings)
     return (image if channelled else image[..., 0]), mask
 
 
+def _draw_numbers(
+    key: jax.Array, size: tuple[int, ...], channels: int, settings: Augmentation
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Draw all random numbers of a sample: even ones, and normal ones by their use.
+
+    In two draws only: each takes JAX seconds to compile on a CPU.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    if settings.elastic_pixels:
+        shapes["elastic"] = (len(size), *_count_nodes(size, settings.elastic_length_pixels))
+    if settings.bias_field:
+        shapes["bias"] = (1, *_count_nodes(size, _bias_length(size)))
+    if settings.poisson_counts is not None:
+        shapes["poisson"] = (*size, channels)
+    if settings.noise[1]:
+        shapes["noise"] = (*size, channels)
+    keys = jax.random.split(key)
+    uniform = jax.random.uniform(keys[0], (N_UNIFORM,))
+    ends = list(itertools.accumulate((math.prod(shape) for shape in shapes.values()), initial=0))
+    line = jax.random.normal(keys[1], (ends[-1],)) if shapes else jnp.zeros(0)
+    parts = zip(shapes.items(), ends[:-1], ends[1:], strict=True)
+    return uniform, {name: line[a:b].reshape(shape) for (name, shape), a, b in parts}
+
+
 def draw_places(
-    shape: tuple[int, ...], *, uniform: jax.Array, key: jax.Array, settings: Augmentation
+    shape: tuple[int, ...], *, uniform: jax.Array, bend: jax.Array | None, settings: Augmentation
 ) -> list[jax.Array]:
     """Draw where each pixel of the result comes from.
 
@@ -97,8 +115,8 @@ def draw_places(
         Of the sample.
     uniform : (N_UNIFORM,) array
         Random numbers from 0 to 1.
-    key : jax.Array
-        Of the displacement.
+    bend : array, optional
+        Standard normal numbers at the nodes of the displacement.
     settings : Augmentation
 
     Returns
@@ -111,7 +129,8 @@ def draw_places(
     turns = list_turns(size, flip=settings.flip, quarter_turns=settings.quarter_turns)
     matrix = jnp.asarray(turns)[_pick(uniform[TURN], len(turns))]
     if settings.rotation_deg:
-        matrix = _rotate(uniform, dim, math.radians(settings.rotation_deg)) @ matrix
+        rotation = _rotate(uniform, dim, math.radians(settings.rotation_deg))
+        matrix = jnp.matmul(rotation, matrix, precision=jax.lax.Precision.HIGHEST)
     if settings.scale != (1.0, 1.0):
         matrix = matrix / _between_logs(uniform[SCALE], settings.scale)
     middle = jnp.asarray([(n - 1) / 2 for n in size], jnp.float32)
@@ -121,8 +140,8 @@ def draw_places(
     # Written out: a matrix product may be rounded to fewer digits on a GPU.
     places = [sum(matrix[i, j] * out[j] for j in range(dim)) + middle[i] + corner[i] for i in range(dim)]
     if settings.elastic_pixels:
-        bend = settings.elastic_pixels * _draw_field(key, dim, size, settings.elastic_length_pixels)
-        places = [place + bend[i] for i, place in enumerate(places)]
+        field = settings.elastic_pixels * _smooth(bend, size, settings.elastic_length_pixels)
+        places = [place + field[i] for i, place in enumerate(places)]
     return places
 
 
@@ -213,17 +232,23 @@ def _interpolate(image: jax.Array, places: list[jax.Array]) -> jax.Array:
     return total
 
 
-def _draw_field(key: jax.Array, number: int, size: tuple[int, ...], length: float) -> jax.Array:
-    """Return smooth random fields, (number, *size), of mean 0 and standard deviation 1 at each pixel."""
-    weights = []
-    for n in size:
-        nodes = np.arange(-2, n / length + 2)
-        weight = np.exp(-0.5 * ((np.arange(n)[:, None] / length - nodes) / FIELD_WIDTH) ** 2)
-        weights.append(weight / np.sqrt((weight**2).sum(axis=1, keepdims=True)))
-    field = jax.random.normal(key, (number, *(weight.shape[1] for weight in weights)))
-    for axis, weight in enumerate(weights):
-        field = _multiply(jnp.asarray(weight, jnp.float32), field, axis + 1)
-    return field
+def _bias_length(size: tuple[int, ...]) -> float:
+    return max(size) / 2.0
+
+
+def _count_nodes(size: tuple[int, ...], length: float) -> tuple[int, ...]:
+    """Number of nodes along each axis, two beyond either end so that the border is as lively as the middle."""
+    return tuple(math.ceil(n / length) + 4 for n in size)
+
+
+def _smooth(nodes: jax.Array, size: tuple[int, ...], length: float) -> jax.Array:
+    """Spread standard normal numbers at nodes to fields, (number, *size), with standard deviation 1 at each pixel."""
+    for axis, n in enumerate(size):
+        place = np.arange(nodes.shape[axis + 1]) - 2
+        weight = np.exp(-0.5 * ((np.arange(n)[:, None] / length - place) / FIELD_WIDTH) ** 2)
+        weight /= np.sqrt((weight**2).sum(axis=1, keepdims=True))
+        nodes = _multiply(jnp.asarray(weight, jnp.float32), nodes, axis + 1)
+    return nodes
 
 
 def _multiply(matrix: jax.Array, values: jax.Array, axis: int) -> jax.Array:
@@ -232,11 +257,13 @@ def _multiply(matrix: jax.Array, values: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(product, 0, axis)
 
 
-def _change_values(image: jax.Array, *, uniform: jax.Array, keys: jax.Array, settings: Augmentation) -> jax.Array:
+def _change_values(
+    image: jax.Array, *, uniform: jax.Array, normal: dict[str, jax.Array], settings: Augmentation
+) -> jax.Array:
     """Change what is seen, then how sharply, then how noisily; (..., C)."""
     if settings.bias_field:
         size = image.shape[:-1]
-        field = jnp.clip(_draw_field(keys[BIAS], 1, size, max(size) / 2.0)[0] / 2.0, -1.0, 1.0)
+        field = jnp.clip(_smooth(normal["bias"], size, _bias_length(size))[0] / 2.0, -1.0, 1.0)
         image = image * jnp.exp(settings.bias_field * field)[..., None]
     if settings.gamma != (1.0, 1.0):
         image = _stretch(image, lambda share: share ** _between_logs(uniform[GAMMA], settings.gamma))
@@ -248,10 +275,10 @@ def _change_values(image: jax.Array, *, uniform: jax.Array, keys: jax.Array, set
         image = _blur(image, _between(uniform[BLUR], settings.blur_pixels))
     if settings.poisson_counts is not None:
         most = _between_logs(uniform[COUNTS], settings.poisson_counts)
-        image = _stretch(image, lambda share: _draw_counts(keys[POISSON], share * most) / most)
+        image = _stretch(image, lambda share: draw_counts(share * most, normal["poisson"]) / most)
     if settings.noise[1]:
         sigma = jnp.std(image) * _between(uniform[LEVEL], settings.noise)
-        image = image + sigma * jax.random.normal(keys[NOISE], image.shape)
+        image = image + sigma * normal["noise"]
     return image
 
 
@@ -271,11 +298,11 @@ def _blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
     return image
 
 
-def _draw_counts(key: jax.Array, mean: jax.Array) -> jax.Array:
-    """Draw Poisson counts by the normal expansion that `niseg_gpu.simulate.detector.draw_poisson` uses.
+def draw_counts(mean: jax.Array, normal: jax.Array) -> jax.Array:
+    """Make Poisson counts of standard normal numbers, by the expansion `niseg_gpu.simulate.detector.draw_poisson` uses.
 
-    Sampling without it takes a loop for each pixel. From a mean of 1 on, mean and variance are right to 3 %.
+    Sampling without it takes a loop for each pixel. From a mean of 1 on, mean and variance are right to 4 %; of means
+    below 0.3 hardly any counts are left.
     """
-    z = jax.random.normal(key, mean.shape)
-    skewed = jnp.clip(mean, 0.0, 1.0) * (z * z - 1.0) / 6.0
-    return jnp.maximum(jnp.floor(mean + jnp.sqrt(jnp.maximum(mean - 5 / 36, 0.0)) * z + skewed + 0.5), 0.0)
+    skewed = jnp.clip(mean, 0.0, 1.0) * (normal * normal - 1.0) / 6.0
+    return jnp.maximum(jnp.floor(mean + jnp.sqrt(jnp.maximum(mean - 5 / 36, 0.0)) * normal + skewed + 0.5), 0.0)
