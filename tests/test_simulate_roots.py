@@ -6,6 +6,7 @@ import csv
 import json
 import math
 
+import dask
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from scipy.stats import norm
 from niseg_gpu.errors import UserError
 from niseg_gpu.figures_roots import draw_previews
 from niseg_gpu.io.open import open_stack
+from niseg_gpu.io.save import save_together
 from niseg_gpu.simulate.counter import draw_normal, make_key
 from niseg_gpu.simulate.roots import make_root_sample, read_shape, simulate_roots, stack_scene
 from niseg_gpu.simulate.roots_growth import BOX, CYLINDER, Container, RootSystem, grow_roots
@@ -130,6 +132,31 @@ def test_the_image_is_the_same_for_any_blocks(scene):
         for name, field in {"image": "image", "mask": "mask", "path_length": "path_mm", "order": "order"}.items():
             np.testing.assert_array_equal(stacks[name].values, getattr(whole, field), err_msg=name)
     np.testing.assert_array_equal(stacks["skeleton"].values, whole.skeleton)
+
+
+def test_each_block_is_rendered_once_and_soon_forgotten(scene, tmp_path, monkeypatch):
+    """So memory is that of a few blocks, whatever the shape."""
+    import weakref
+
+    from niseg_gpu.simulate import roots_scene
+
+    render, made, alive, most = roots_scene.render_block, [], set(), [0]
+
+    def note(*arguments):
+        rendered = render(*arguments)
+        made.append(arguments[1])
+        for field in ("image", "mask", "path_mm"):
+            alive.add((arguments[1], field))
+            weakref.finalize(getattr(rendered, field), alive.discard, (arguments[1], field))
+        most[0] = max(most[0], len(alive))
+        return rendered
+
+    monkeypatch.setattr(roots_scene, "render_block", note)
+    block = (4, 1, 30) if scene.flat else (4, 20, 22)
+    with dask.config.set(scheduler="threads", num_workers=2):
+        save_together({tmp_path / f"{name}.npy": s for name, s in stack_scene(scene, block=block).items()})
+    assert len(made) == len(set(made)) == math.prod(-(-n // b) for n, b in zip(scene.shape, block, strict=True))
+    assert most[0] <= 3 * 6
 
 
 def test_truth_agrees_with_itself(scene):

@@ -17,7 +17,7 @@ from niseg_gpu.simulate.folders import appear_when_whole
 if TYPE_CHECKING:
     import xarray as xr
 
-    from niseg_gpu.simulate.roots_scene import RootScene
+    from niseg_gpu.simulate.roots_scene import Rendered, RootScene
 
 HABITS = ("taprooted", "fibrous")
 Format = Literal["zarr", "tif", "h5", "npy"]
@@ -219,38 +219,50 @@ def stack_scene(scene: RootScene, *, block: tuple[int, int, int] | None = None) 
     dict of str to xarray.DataArray
         ``image``, ``mask``, ``skeleton``, ``order``, ``path_length``.
     """
-    import dask
+    import uuid
+
     import dask.array as da
     import numpy as np
     import xarray as xr
+    from dask.highlevelgraph import HighLevelGraph
 
     from niseg_gpu.simulate.roots_scene import BLOCK, iter_blocks, render_block
 
     block = block or BLOCK[scene.flat]
-    counts = [-(-n // b) for n, b in zip(scene.shape, block, strict=True)]
-    whole = dask.delayed(scene, name="scene", traverse=False)
-    parts = np.empty(counts, object)
+    render, names = f"render-{uuid.uuid4().hex}", {"image": "image", **TRUTH}
+    tasks: dict[str, dict[tuple, tuple]] = {name: {} for name in names}
+    tasks[render] = {}
+
+    def call(low: tuple[int, ...], size: tuple[int, ...]) -> Rendered:
+        return render_block(scene, low, size)
+
     for low, size in iter_blocks(scene.shape, block):
         place = tuple(a // b for a, b in zip(low, block, strict=True))
-        parts[place] = (dask.delayed(render_block, pure=False)(whole, low, size), size)
-    dims = ("y", "x") if scene.flat else ("z", "y", "x")
-    kinds = {"image": np.float32, "path_mm": np.float32}
+        tasks[render][(render, *place)] = (call, low, size)
+        at = place[::2] if scene.flat else place
+        for name, field in names.items():
+            tasks[name][(f"{name}-{render}", *at)] = (_take, (render, *place), field, scene.flat)
+    layers = {render: tasks.pop(render)} | {f"{name}-{render}": layer for name, layer in tasks.items()}
+    needs: dict[str, set[str]] = {name: set() if name == render else {render} for name in layers}
+    graph = HighLevelGraph(layers, needs)
+
+    chunks = [tuple(min(b, n - a) for a in range(0, n, b)) for n, b in zip(scene.shape, block, strict=True)]
+    chunks = tuple(chunks[::2] if scene.flat else chunks)
     about = {"image": ("transmission", "") if scene.flat else ("attenuation", "1/cm"), "path_length": ("path", "mm")}
     stacks = {}
-    for name, field in {"image": "image", **TRUTH}.items():
-        pieces = [
-            da.from_delayed(getattr(part, field), shape=size, dtype=kinds.get(field, np.uint8))
-            for part, size in parts.ravel()
-        ]
-        nested = np.empty(len(pieces), object)
-        nested[:] = pieces
-        data = da.block(nested.reshape(counts).tolist())
+    for name in names:
+        dtype = np.float32 if name in about else np.uint8
+        data = da.Array(graph, f"{name}-{render}", chunks, dtype)
         quantity, units = about.get(name, (name, ""))
-        attrs = {"quantity": quantity, "pixel_size_um": scene.options["voxel_size_um"]} | (
-            {"units": units} if units else {}
-        )
-        stacks[name] = xr.DataArray(data[:, 0] if scene.flat else data, dims=dims, name=name, attrs=attrs)
+        attrs = {"quantity": quantity, "pixel_size_um": scene.options["voxel_size_um"]}
+        dims = ("y", "x") if scene.flat else ("z", "y", "x")
+        stacks[name] = xr.DataArray(data, dims=dims, name=name, attrs=attrs | ({"units": units} if units else {}))
     return stacks
+
+
+def _take(rendered: Rendered, field: str, flat: bool) -> Any:
+    values = getattr(rendered, field)
+    return values[:, 0] if flat else values
 
 
 def read_shape(shape: str | Sequence[int]) -> tuple[int, ...]:
