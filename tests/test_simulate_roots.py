@@ -62,7 +62,8 @@ def test_roots_stay_inside_and_hang_together(container, habit):
     else:
         assert (y >= 0.0).all() and (y <= 5.0).all() and (x - reach >= 1.0 - 0.5).all()
     assert (down >= 2.0).all() and (down <= 50.0).all()
-    for i, axis in enumerate(roots):
+    axes = list(roots)
+    for i, axis in enumerate(axes):
         steps = np.linalg.norm(np.diff(roots.nodes_mm[axis], axis=0), axis=1)
         np.testing.assert_allclose(np.diff(roots.path_mm[axis]), steps, atol=1e-9)
         assert (np.diff(roots.path_mm[axis]) > 0).all() and (np.diff(roots.radius_mm[axis]) <= 0).all()
@@ -71,10 +72,10 @@ def test_roots_stay_inside_and_hang_together(container, habit):
             assert roots.order[i] == 1 and roots.path_mm[axis][0] == 0.0
             continue
         assert bearer < i and roots.order[bearer] == roots.order[i] - 1
-        nodes, path = roots.nodes_mm[list(roots)[bearer]], roots.path_mm[list(roots)[bearer]]
+        nodes, path = roots.nodes_mm[axes[bearer]], roots.path_mm[axes[bearer]]
         on_it = [np.interp(roots.path_mm[axis][0], path, nodes[:, j]) for j in range(3)]
         np.testing.assert_allclose(roots.nodes_mm[axis][0], on_it, atol=1e-9)
-        assert roots.radius_mm[axis][0] <= roots.radius_mm[list(roots)[bearer]].max()
+        assert roots.radius_mm[axis][0] <= roots.radius_mm[axes[bearer]].max()
 
 
 def test_orders_and_age_do_what_they_say():
