@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError, suggest
 

@@ -22,6 +22,7 @@ LAYERS = {
     "tof": 3,
     "spots": 3,
     "kmeans": 3,
+    "cluster_quality": 3,
     "pixel_features": 3,
     "evaluate": 3,
     "knn_features": 3,
