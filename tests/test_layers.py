@@ -30,6 +30,7 @@ LAYERS = {
     "knn": 3,
     "simulate": 3,
     "figures": 4,
+    "figures_clusters": 4,
     "figures_spectra": 4,
     "figures_evaluate": 4,
     "figures_knn": 4,
