@@ -13,7 +13,7 @@ from niseg_gpu.figures_clusters import draw_k_curves, draw_label_maps
 
 def colours_of(png: bytes) -> set[str]:
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    return {"#%02X%02X%02X" % colour for number, colour in image.getcolors(1 << 24) if number > 200}
+    return {"#{:02X}{:02X}{:02X}".format(*colour) for number, colour in image.getcolors(1 << 24) if number > 200}
 
 
 def test_every_map_is_drawn_in_the_colours_of_its_clusters() -> None:
