@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from niseg_gpu.kernels.vectors import SIDE, prefetch, turn_square
+from niseg_gpu.kernels.tiles import LINE, aligned_zeros, empty_tile, flatten, gather_rows
+from niseg_gpu.kernels.vectors import prefetch
 
 FAST = {"reassoc", "contract", "nsz"}  # lets the compiler sum in lanes, in an order of its own but always the same
 ROWS, CENTROIDS = 3, 4  # that share one loop over the features: 12 sums, as many as fill 16 registers
-FEATURES = 512  # summed in one go
-TILE_BYTES = 256 * 1024
-LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of ROWS and of SIDE
 BITS = 51  # of the largest sum in quanta
 
 
@@ -54,38 +52,12 @@ def choose_quantum(largest: float, n: int) -> float:
     return math.ldexp(1.0, bits - BITS)
 
 
-@njit(nogil=True, cache=True)
-def _gather(flat, origin, row_step, feature_step, rows, mean, tile):  # type: ignore[no-untyped-def]
-    """Bring some pixels into a tile (blocks, rows, features of a block), in float32 and less the mean."""
-    blocks, tile_rows, width = tile.shape
-    lines = tile.reshape(-1)
-    for b in range(blocks):
-        first = b * width
-        n = min(width, mean.size - first)
-        if feature_step == 1:
-            for r in range(rows):
-                start = origin + r * row_step + first
-                pixel, row, offsets = flat[start : start + n], tile[b, r], mean[first : first + n]
-                for f in range(n):
-                    row[f] = np.float32(pixel[f]) - offsets[f]
-            continue
-        whole_rows, whole = rows // SIDE * SIDE, n // SIDE * SIDE
-        for f in range(0, whole, SIDE):
-            for r in range(0, whole_rows, SIDE):
-                start = origin + (first + f) * feature_step + r
-                to = (b * tile_rows + r) * width + f
-                turn_square(flat, start, feature_step, mean, first + f, lines, to, width)
-        for f in range(n):
-            for r in range(0 if f >= whole else whole_rows, rows):
-                tile[b, r, f] = np.float32(flat[origin + (first + f) * feature_step + r * row_step]) - mean[first + f]
-
-
 @njit(nogil=True, fastmath=FAST, cache=True)
 def _multiply(tile, rows, panel, products, flat, origin, lines, step, length):  # type: ignore[no-untyped-def]
     """Products of a tile's pixels with all centroids; meanwhile `lines` of `length` values are asked for."""
     blocks, _, width = tile.shape
     turns = blocks * (panel.shape[1] // CENTROIDS) * ((rows + ROWS - 1) // ROWS)
-    at_once, asked, line = (lines + turns - 1) // turns, 0, max(1, 64 // flat.itemsize)
+    at_once, asked, line = (lines + turns - 1) // turns, 0, LINE // flat.itemsize
     products[:] = 0
     for b in range(blocks):
         for c in range(0, panel.shape[1], CENTROIDS):
@@ -117,12 +89,11 @@ def _add4(row, c, v0, v1, v2, v3):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _add_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
-    """Add a row in float64; adding and subtracting `magic` rounds to the quantum."""
-    blocks, _, width = tile.shape
-    for b in range(blocks):
+def add_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
+    """Add a row in float64; adding `magic` and taking it off again rounds to the quantum."""
+    for b in range(tile.shape[0]):
         row, sums = tile[b, r], total[b]
-        for f in range(width):
+        for f in range(row.size):
             sums[f] += (np.float64(row[f]) + magic) - magic
 
 
@@ -132,7 +103,7 @@ def _assign(flat, row_step, feature_step, mean, panel, norms, magic, labels, sum
     n, moved, two = labels.size, 0, np.float32(2)
     for start in range(0, n, tile.shape[1]):
         rows = min(tile.shape[1], n - start)
-        _gather(flat, start * row_step, row_step, feature_step, rows, mean, tile)
+        gather_rows(flat, start * row_step, row_step, feature_step, rows, mean, tile)
         follow, ahead = (start + rows) * row_step, min(tile.shape[1], n - start - rows)
         if feature_step == 1:
             _multiply(tile, rows, panel, products, flat, follow, ahead, row_step, mean.size)
@@ -150,7 +121,7 @@ def _assign(flat, row_step, feature_step, mean, panel, norms, magic, labels, sum
             moved += nearest != old
             labels[start + r] = nearest
             sizes[nearest] += 1
-            _add_row(tile, r, magic, sums[nearest])
+            add_row(tile, r, magic, sums[nearest])
     return moved
 
 
@@ -176,43 +147,25 @@ def assign_and_sum_cpu(
     Sums
     """
     k, features = centroids.shape
-    tile = _empty_tile(features)
+    tile = empty_tile(features)
     blocks, _, width = tile.shape
-    sums, sizes = np.zeros((k, blocks, width)), np.zeros(k, np.int64)
+    sums, sizes = aligned_zeros((k, blocks, width), np.float64), np.zeros(k, np.int64)
     norms = np.einsum("ij,ij->i", centroids, centroids, dtype=np.float64).astype(np.float32)
     panel = _pack(centroids, blocks, width)
-    moved = _assign(*_flatten(pixels), mean, panel, norms, _magic(quantum), labels, sums, sizes, tile)
+    moved = _assign(*flatten(pixels), mean, panel, norms, magic_of(quantum), labels, sums, sizes, tile)
     return Sums(sums.reshape(k, -1)[:, :features], sizes, int(moved))
 
 
-def _magic(quantum: float) -> float:
+def magic_of(quantum: float) -> float:
+    """Return the number that, added to a value and taken off again in float64, rounds it to the quantum."""
     return 1.5 * 2.0**52 * quantum
-
-
-def _empty_tile(features: int) -> np.ndarray:
-    blocks = math.ceil(features / FEATURES)
-    width = math.ceil(features / blocks)
-    if width > SIDE:
-        width = math.ceil(width / (2 * SIDE)) * 2 * SIDE
-    rows = TILE_BYTES // (4 * blocks * width) // LEAST_ROWS * LEAST_ROWS
-    return np.zeros((blocks, min(max(rows, LEAST_ROWS), MOST_ROWS), width), np.float32)
 
 
 def _pack(centroids: np.ndarray, blocks: int, width: int) -> np.ndarray:
     """Arrange centroids as tiles are, their number filled up with zeros."""
-    k, features = centroids.shape
-    panel = np.zeros((math.ceil(k / CENTROIDS) * CENTROIDS, blocks * width), np.float32)
-    panel[:k, :features] = centroids
-    return np.ascontiguousarray(panel.reshape(-1, blocks, width).swapaxes(0, 1))
-
-
-def _flatten(pixels: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """The memory under (n, features) pixels as one line of values, with the steps along both axes."""
-    n, features = pixels.shape
-    steps = [stride // pixels.itemsize for stride in pixels.strides]
-    if 0 in pixels.shape or 1 not in steps or min(steps) < 1 or not pixels.dtype.isnative:
-        pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
-        steps = [features, 1]
-    length = (n - 1) * steps[0] + (features - 1) * steps[1] + 1 if pixels.size else 0
-    flat = np.lib.stride_tricks.as_strided(pixels, (length,), (pixels.itemsize,), writeable=False)
-    return flat, steps[0], steps[1]
+    k = len(centroids)
+    panel = aligned_zeros((blocks, math.ceil(k / CENTROIDS) * CENTROIDS, width), np.float32)
+    for b in range(blocks):
+        piece = centroids[:, b * width : (b + 1) * width]
+        panel[b, :k, : piece.shape[1]] = piece
+    return panel
