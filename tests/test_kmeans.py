@@ -10,7 +10,8 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.errors import UserError
-from niseg_gpu.kmeans import PixelTable, fit_kmeans, mean_spectra, seed_centroids
+from niseg_gpu.kmeans.step import fit_kmeans
+from niseg_gpu.kmeans.table import PixelTable
 
 
 def clustered_stack(*, features: int = 12, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
