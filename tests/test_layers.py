@@ -35,6 +35,7 @@ LAYERS = {
     "figures_evaluate": 4,
     "figures_knn": 4,
     "report_cards": 4,
+    "report_clusters": 4,
     "report": 4,
     "pipeline": 4,
     "cli_options": 5,
