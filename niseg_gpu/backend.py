@@ -45,6 +45,7 @@ class Cpu:
 
     name = "cpu"
     threads = 2**16  # that may work at once: as many as there are
+    keeps_rows = False  # kernels read pixels in any layout
     kernels = "own"  # or library; set by `select`
 
     @property
@@ -179,6 +180,12 @@ class Cpu:
     def synchronize(self) -> None:
         """Wait until the device has done what it was told; a CPU has."""
 
+    def count_memory(self) -> int:
+        """Bytes this device has."""
+        import os
+
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
     def describe(self) -> str:
         return f"{cpu_model()}, {count_cores()} cores"
 
@@ -188,6 +195,7 @@ class Gpu:
 
     name = "gpu"
     threads = 1  # its kernels are parallel themselves
+    keeps_rows = True  # of pixels that lay otherwise
     kernels = "library"  # or own; set by `select`
 
     @property
@@ -322,6 +330,9 @@ class Gpu:
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
+
+    def count_memory(self) -> int:
+        return self.xp.cuda.runtime.memGetInfo()[1]
 
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)

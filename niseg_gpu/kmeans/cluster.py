@@ -69,9 +69,7 @@ def cluster_points(
 def _warn_of_empty(found: Fit, n_clusters: int) -> None:
     empty = int((found.sizes == 0).sum())
     if empty:
-        log.warning(
-            "kmeans: %d of %d clusters hold no pixel: there are fewer different pixels than clusters", empty, n_clusters
-        )
+        log.warning("kmeans: %d of %d clusters hold no pixel; are there enough different pixels?", empty, n_clusters)
 
 
 def cluster_with_library(points: LocalPoints, *, n_clusters: int, max_iter: int, tol: float, **start: Any) -> Clusters:
