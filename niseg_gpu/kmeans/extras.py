@@ -67,11 +67,11 @@ def add_features(
     backend, xp = table.backend, table.backend.xp
     spectra, weights = table.rows[:, : table.n_features], dict(features or {})
     factor = weights.pop(SPECTRUM, 1.0) / _spread_of(table, spectra, workers)
-    columns = [
-        compute_pixel_features(_mean_image(table, spectra), list(weights), smooth_sigma_px=smooth_sigma_px),
-        *(xp.reshape(backend.from_host(_open_image(path, table.map_shape)), (1, -1)) for path in images or {}),
-    ]
-    columns = xp.concatenate(columns) if weights else xp.concatenate(columns[1:])
+    rows = [xp.reshape(backend.from_host(_open_image(path, table.map_shape)), (1, -1)) for path in images or {}]
+    if weights:
+        mean = _mean_image(table, spectra)
+        rows.insert(0, compute_pixel_features(mean, list(weights), smooth_sigma_px=smooth_sigma_px))
+    columns = xp.concatenate(rows)
     table.valid &= backend.to_host(xp.all(xp.isfinite(columns), axis=0))
     scaled = standardize(columns, [*weights.values(), *(images or {}).values()], valid=backend.from_host(table.valid))
     for start in range(0, len(spectra), BLOCK_PIXELS):
