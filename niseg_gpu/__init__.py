@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Augmentation": "niseg_gpu.unet.augmentation",
+    "KMeans": "niseg_gpu.kmeans.estimator",
     "UserError": "niseg_gpu.errors",
     "apply_steps": "niseg_gpu.pipeline.api",
     "augment": "niseg_gpu.unet.augment",

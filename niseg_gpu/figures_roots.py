@@ -15,6 +15,7 @@ from niseg_gpu.io.open import open_stack
 # Main roots, laterals, and theirs; apart from each other and from grey for all kinds of colour vision.
 ORDER_COLOURS = (PALETTE[1], PALETTE[3], PALETTE[4], PALETTE[5])
 PANEL_IN = 3.3
+BLOCK = (32, 256, 512)  # voxels, as `simulate_roots` writes them
 
 
 class Panel(NamedTuple):
@@ -50,6 +51,9 @@ def draw_previews(folder: str | Path) -> list[Path]:
     names = ("image", "truth/order", "truth/path_length")
     image, order, path = (open_stack(folder / f"{name}{suffix}") for name in names)
     draw = _panels_of_slab if image.ndim == 2 else _panels_of_pot
+    if image.ndim == 3:  # by its blocks: whole frames would unpack each of them again and again
+        block = tuple(min(b, n) for b, n in zip(BLOCK, image.shape, strict=True))
+        image, order, path = (open_stack(folder / f"{name}{suffix}", chunks=block) for name in names)
     pictures = dict(zip(("image", "truth"), draw(image, order, path), strict=True))
     (folder / "preview").mkdir(exist_ok=True)
     written = []
