@@ -11,9 +11,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Augmentation": "niseg_gpu.unet.augmentation",
     "KMeans": "niseg_gpu.kmeans.estimator",
     "UserError": "niseg_gpu.errors",
     "apply_steps": "niseg_gpu.pipeline.api",
+    "augment": "niseg_gpu.unet.augment",
     "cluster_stack": "niseg_gpu.pipeline.api",
     "evaluate_labels": "niseg_gpu.evaluate.labels",
     "evaluate_mask": "niseg_gpu.evaluate.masks",
@@ -21,6 +23,7 @@ _HOMES = {
     "detect_spots": "niseg_gpu.knn",
     "fit_knn": "niseg_gpu.knn_model",
     "load_knn": "niseg_gpu.knn_model",
+    "make_root_sample": "niseg_gpu.simulate.roots",
     "normalize": "niseg_gpu.correct",
     "open_stack": "niseg_gpu.io.open",
     "overlap_correct": "niseg_gpu.correct",
@@ -34,6 +37,7 @@ _HOMES = {
     "save_knn": "niseg_gpu.knn_model",
     "scale_spectra": "niseg_gpu.correct",
     "select_tof": "niseg_gpu.tof",
+    "simulate_roots": "niseg_gpu.simulate.roots",
     "simulate_tof": "niseg_gpu.simulate.tof",
     "wavelength_of": "niseg_gpu.tof",
     "write_report": "niseg_gpu.report",
