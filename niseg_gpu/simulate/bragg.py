@@ -103,9 +103,7 @@ def compute_bragg_edges(name: str, *, min_wavelength_angstrom: float = 1.0) -> n
     return edges[edges >= min_wavelength_angstrom]
 
 
-def compute_cross_section(
-    name: str, wavelength_angstrom: np.ndarray, *, texture: Texture | None = None
-) -> np.ndarray:
+def compute_cross_section(name: str, wavelength_angstrom: np.ndarray, *, texture: Texture | None = None) -> np.ndarray:
     r"""Return the total cross section per atom: the tabulated smooth part and Bragg scattering.
 
     .. math:: \sigma(\lambda) = \sigma_{smooth}(\lambda) + \frac{\lambda^2}{2 V_0 n} \sum_{2 d_{hkl} > \lambda}

@@ -15,21 +15,28 @@ import numpy as np
 BLOCK = 256
 HALF = BLOCK // 2
 
+# Rows of the block that is worked on, all in one array: compilers can't tell that several do not overlap, and would
+# give up on vectors.
+MEAN, COUNT, SHARE, SMALL, TERM, TOTAL, BELOW, WORK = range(0, 8 * BLOCK, BLOCK)
+
 # From this mean on counts come from the expansion, below from adding up probabilities.
 EXPAND_FROM = np.float32(6.0)
 
 f32, u32, i32 = np.float32, np.uint32, np.int32
-_always = numba.njit(error_model="numpy")
+
+# Division as NumPy has it: raising where the divisor is 0 would keep compilers from using vectors.
+inlined = numba.njit(error_model="numpy")
+compiled = numba.njit(error_model="numpy", nogil=True, cache=True)
 
 
-@_always
+@inlined
 def _mix(a, b, turn):
     a = u32(a + b)
     b = u32(u32(u32(b << u32(turn)) | u32(b >> u32(32 - turn))) ^ a)
     return a, b
 
 
-@_always
+@inlined
 def _hash(k0, k1, a, b):
     """Threefry-2x32-13: two words from a key of two words and a place of two words."""
     k2 = u32(u32(k0 ^ k1) ^ u32(0x1BD11BDA))
@@ -52,7 +59,7 @@ def _hash(k0, k1, a, b):
     return _mix(a, b, 17)
 
 
-@_always
+@inlined
 def _log(x):
     """Natural logarithm of a positive float32, to 1e-7 or so; libraries differ in the last bit, this does not."""
     bits = f32(x).view(np.int32)
@@ -64,11 +71,12 @@ def _log(x):
     return f32(exponent) * f32(0.6931471805599453) + s * series
 
 
-@_always
-def _normal(word):
+@inlined
+def to_normal(word):
     """The normal number below which a share of (word + 1/2) / 2**32 of all lie."""
-    upper = word >= u32(0x80000000)
-    rest = u32(~word) if upper else word
+    signed = i32(word)
+    upper = signed < i32(0)
+    rest = i32(~signed) if upper else signed
     p = (f32(rest) + f32(0.5)) * f32(2.0**-32)
     w = -_log(f32(4) * p * (f32(1) - p))
     c = w - f32(2.5)
@@ -81,7 +89,7 @@ def _normal(word):
     near = f32(-0.00417768164) + near * c
     near = f32(0.246640727) + near * c
     near = f32(1.50140941) + near * c
-    c = np.sqrt(max(w, f32(5))) - f32(3)
+    c = np.sqrt(w if w > f32(5) else f32(5)) - f32(3)
     far = f32(-0.000200214257)
     far = f32(0.000100950558) + far * c
     far = f32(0.00134934322) + far * c
@@ -95,7 +103,7 @@ def _normal(word):
     return z if upper else -z
 
 
-@_always
+@inlined
 def _exp(x):
     """Exponential function for x from -10 to 0, to 1e-7 or so."""
     n = i32(x * f32(1.4426950408889634) - f32(0.5))
@@ -109,57 +117,106 @@ def _exp(x):
     return series * i32(i32(n + i32(127)) << i32(23)).view(np.float32)
 
 
-@_always
+@inlined
 def _expand(mean, z):
     """The Poisson quantile that the normal number z stands for."""
     root = np.sqrt(mean)
     z2 = z * z
     x = mean + root * z + f32(1 / 3) + z2 * f32(1 / 6)
-    x -= z * (f32(1 / 36) + z2 * f32(1 / 72)) / root
-    x += (f32(-8 / 405) + z2 * (f32(7 / 810) + z2 * f32(1 / 270))) / mean
-    return f32(i32(max(x, f32(0))))
+    inverse = f32(1) / root
+    x -= z * (f32(1 / 36) + z2 * f32(1 / 72)) * inverse
+    x += (f32(-8 / 405) + z2 * (f32(7 / 810) + z2 * f32(1 / 270))) * (inverse * inverse)
+    return f32(i32(x if x > f32(0) else f32(0)))
 
 
-@_always
-def _fill_words(words, k0, k1, block, index):
+@inlined
+def fill_words(words, k0, k1, block, index):
     for j in range(HALF):
         words[j], words[j + HALF] = _hash(k0, k1, u32(u32(block * HALF) + u32(j)), index)
 
 
-@_always
-def _count_up(mean, words, counts, scratch):
+@inlined
+def _count_up(words, work):
     """Replace the counts of small means in a block: probabilities are added up until they reach the random share."""
-    # One array holds all rows: of several, compilers can't tell that they don't overlap, and give up on vectors.
-    SHARE, TERM, TOTAL, COUNT, MEAN = 0, BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK
     largest = f32(0)
     for j in range(BLOCK):
-        scratch[SHARE + j] = (f32(words[j]) + f32(0.5)) * f32(2.0**-32)
+        work[SHARE + j] = (f32(words[j]) + f32(0.5)) * f32(2.0**-32)
     for j in range(BLOCK):
-        m = min(mean[j], EXPAND_FROM)
-        largest = max(largest, m)
-        scratch[MEAN + j] = m
+        work[SMALL + j] = min(work[MEAN + j], EXPAND_FROM)
+        largest = max(largest, work[SMALL + j])
     for j in range(BLOCK):
-        scratch[TERM + j] = scratch[TOTAL + j] = _exp(-scratch[MEAN + j])
-        scratch[COUNT + j] = f32(0)
+        work[TERM + j] = work[TOTAL + j] = _exp(-work[SMALL + j])
+        work[BELOW + j] = f32(0)
     for k in range(1, i32(largest + f32(8) * np.sqrt(largest) + f32(7))):
         inverse = f32(1) / f32(k)
         for j in range(BLOCK):
-            scratch[COUNT + j] += f32(scratch[SHARE + j] > scratch[TOTAL + j])
-            scratch[TERM + j] *= scratch[MEAN + j] * inverse
-            scratch[TOTAL + j] += scratch[TERM + j]
+            work[BELOW + j] += f32(work[SHARE + j] > work[TOTAL + j])
+            work[TERM + j] *= work[SMALL + j] * inverse
+            work[TOTAL + j] += work[TERM + j]
     for j in range(BLOCK):
-        counts[j] = scratch[COUNT + j] if mean[j] < EXPAND_FROM else counts[j]
+        work[COUNT + j] = work[BELOW + j] if work[MEAN + j] < EXPAND_FROM else work[COUNT + j]
 
 
-@_always
-def _draw_block(mean, words, counts, scratch):
-    """Poisson counts of a block of means."""
-    n = len(mean)
+@inlined
+def draw_block(words, work):
+    """Draw Poisson counts of a block into the row COUNT of `work`; its row MEAN holds their means."""
     few = 0
-    for j in range(n):
-        few += mean[j] < EXPAND_FROM
-    if few < n:
-        for j in range(n):
-            counts[j] = _expand(max(mean[j], EXPAND_FROM), _normal(words[j]))
+    for j in range(BLOCK):
+        few += work[MEAN + j] < EXPAND_FROM
+    if few < BLOCK:
+        for j in range(BLOCK):
+            mean = work[MEAN + j]
+            work[COUNT + j] = _expand(mean if mean > EXPAND_FROM else EXPAND_FROM, to_normal(words[j]))
     if few:
-        _count_up(mean, words, counts, scratch)
+        _count_up(words, work)
+
+
+@compiled
+def _draw_poisson(mean, counts, first, last, k0, k1, index):
+    words, work = np.empty(BLOCK, np.uint32), np.empty(WORK, np.float32)
+    for b in range(first, last):
+        fill_words(words, k0, k1, b, index)
+        for j in range(BLOCK):
+            work[MEAN + j] = mean[b * BLOCK + j]
+        draw_block(words, work)
+        for j in range(BLOCK):
+            counts[b * BLOCK + j] = work[COUNT + j]
+
+
+def make_key(seed: int, *branch: int) -> tuple[np.uint32, np.uint32]:
+    """Return the two words that tell one branch of the random numbers of a seed from all others."""
+    first, second = np.random.SeedSequence(seed, spawn_key=branch).generate_state(2)
+    return first, second
+
+
+def draw_poisson(mean: np.ndarray, *, key: tuple[np.uint32, np.uint32], index: int = 0) -> np.ndarray:
+    """Draw Poisson counts.
+
+    Below a mean of 6 probabilities are added up, exact to 1e-6. Above, the expansion keeps the distribution function
+    to 0.0003.
+
+    Parameters
+    ----------
+    mean : ndarray of float32
+        Expected counts, 0 to 2**31.
+    key : (uint32, uint32)
+        From `make_key`.
+    index : int, optional
+        Tells draws of one key from one another, such as the number of a frame.
+
+    Returns
+    -------
+    ndarray of float32
+        Whole numbers, shaped as the mean.
+    """
+    padded = pad_blocks(mean, np.float32)
+    counts = np.empty_like(padded)
+    _draw_poisson(padded, counts, 0, len(padded) // BLOCK, *key, np.uint32(index))
+    return counts[: mean.size].reshape(mean.shape)
+
+
+def pad_blocks(values: np.ndarray, dtype: type) -> np.ndarray:
+    """Return the values as one row, with zeros up to a whole number of blocks."""
+    padded = np.zeros(-(-values.size // BLOCK) * BLOCK, dtype)
+    padded[: values.size] = values.ravel()
+    return padded

@@ -80,9 +80,16 @@ def write_tables(folder: Path) -> None:
         d, weight = (np.array([row[i] for row in rows]) for i in (4, 5))
         smooth.append(total - grid**2 * ((2 * d > grid[:, None]) * weight).sum(axis=1))
     origin = f"NCrystal {NCrystal.__version__}, {TEMPERATURE_K} K; recomputed by niseg_gpu.simulate.tabulate"
-    _write(folder / "materials.csv", origin, "material,space_group,a_angstrom,c_angstrom,atoms_per_angstrom3,recipe", materials)
+    _write(
+        folder / "materials.csv",
+        origin,
+        "material,space_group,a_angstrom,c_angstrom,atoms_per_angstrom3,recipe",
+        materials,
+    )
     columns = "material,h,k,l,multiplicity,d_angstrom,weight_barn_per_angstrom2"
-    about = f"{origin}; Bragg part per atom: wavelength² times the sum of the weights of the planes with 2 d > wavelength"
+    about = (
+        f"{origin}; Bragg part per atom: wavelength² times the sum of the weights of the planes with 2 d > wavelength"
+    )
     _write(folder / "bragg_planes.csv", about, columns, planes)
     about = f"{origin}; barn per atom that are not Bragg's: inelastic, incoherent, absorption"
     table = ([f"{value:.6g}" for value in row] for row in np.array(smooth).T)

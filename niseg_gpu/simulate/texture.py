@@ -113,7 +113,9 @@ def _list_equivalent(hkl: tuple[int, int, int], *, cubic: bool) -> np.ndarray:
     h, k, l = hkl  # noqa: E741 - Miller's own letters
     if cubic:
         signs = product((1, -1), repeat=3)
-        return np.array(sorted({tuple(s * i for s, i in zip(sign, p, strict=True)) for sign in signs for p in permutations(hkl)}))
+        return np.array(
+            sorted({tuple(s * i for s, i in zip(sign, p, strict=True)) for sign in signs for p in permutations(hkl)})
+        )
     turned = {(a, b) for a, b, _ in permutations((h, k, -h - k))}
     return np.array(sorted({(s * a, s * b, t * l) for a, b in turned for s in (1, -1) for t in (1, -1)}))
 
