@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from niseg_gpu.simulate.mcp_files import INT16_MAX, write_frame
+from niseg_gpu.simulate.streams import make_key, start_rng
 from niseg_gpu.simulate.timing import Timing
 from niseg_gpu.simulate.transmission import Matter
 
-# Branches of an acquisition's random numbers, see `make_key`.
+# Branches of an acquisition's random numbers, see `niseg_gpu.simulate.streams`.
 TRIGGER_BRANCH, COUNT_BRANCH, SPOT_BRANCH = range(3)
 
 
@@ -100,7 +101,7 @@ def expose_window(exposure: Exposure, window: int, *, seed: int, faults: Faults,
         Set from outside to give up early.
     """
     from niseg_gpu.simulate.counting import count_bin
-    from niseg_gpu.simulate.noise import BLOCK, make_key, pad_blocks
+    from niseg_gpu.simulate.noise import BLOCK, pad_blocks
 
     timing, n_triggers = exposure.timing, exposure.n_triggers[window]
     shape, n_pixels = exposure.profile.shape, exposure.profile.size
@@ -110,8 +111,7 @@ def expose_window(exposure: Exposure, window: int, *, seed: int, faults: Faults,
     key = make_key(seed, exposure.stream, COUNT_BRANCH)
     dark = np.float32(faults.dark_counts / n_triggers)
     first, stop_bin = timing.window_bins[window]
-    branch = np.random.SeedSequence(seed, spawn_key=(exposure.stream, SPOT_BRANCH, window))
-    rng = np.random.Generator(np.random.PCG64(branch))
+    rng = start_rng(seed, exposure.stream, SPOT_BRANCH, window)
     spots = _draw_spots(stop_bin - first, profile[:n_pixels], faults=faults, rng=rng)
     result = WindowCounts()
     for i in range(first, stop_bin):

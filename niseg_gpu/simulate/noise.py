@@ -183,12 +183,6 @@ def _draw_poisson(mean, counts, first, last, k0, k1, index):
             counts[b * BLOCK + j] = work[COUNT + j]
 
 
-def make_key(seed: int, *branch: int) -> tuple[np.uint32, np.uint32]:
-    """Return the two words that tell one branch of the random numbers of a seed from all others."""
-    first, second = np.random.SeedSequence(seed, spawn_key=branch).generate_state(2)
-    return first, second
-
-
 def draw_poisson(mean: np.ndarray, *, key: tuple[np.uint32, np.uint32], index: int = 0) -> np.ndarray:
     """Draw Poisson counts.
 
@@ -200,7 +194,7 @@ def draw_poisson(mean: np.ndarray, *, key: tuple[np.uint32, np.uint32], index: i
     mean : ndarray of float32
         Expected counts, 0 to 2**31.
     key : (uint32, uint32)
-        From `make_key`.
+        From `niseg_gpu.simulate.streams.make_key`.
     index : int, optional
         Tells draws of one key from one another, such as the number of a frame.
 

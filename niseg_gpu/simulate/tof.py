@@ -19,6 +19,7 @@ from niseg_gpu.simulate.detector import TRIGGER_BRANCH, Exposure, Faults, Window
 from niseg_gpu.simulate.folders import appear_when_whole
 from niseg_gpu.simulate.mcp_files import INT16_MAX, write_shutter_count, write_shutter_times, write_spectra
 from niseg_gpu.simulate.scenes import Scene, build_scene, shape_beam
+from niseg_gpu.simulate.streams import check_limits, start_rng
 from niseg_gpu.simulate.texture import Texture, read_textures
 from niseg_gpu.simulate.timing import Timing, compute_spectrum, plan_timing
 from niseg_gpu.simulate.transmission import prepare_matter
@@ -182,9 +183,7 @@ def _check_arguments(given: dict[str, Any]) -> None:
         "chip_gap_pixels": (0, min(given["scene"].labels.shape)),
         "workers": (1, 1024),
     }
-    for name, (low, high) in limits.items():
-        if given[name] is not None and not low <= given[name] <= high:
-            raise UserError(f"{name}={given[name]!r} is out of range; give {low:g} to {high:g}")
+    check_limits(given, limits)
     first, last = given["wavelength_range"]
     low, high = SHORTEST_WAVELENGTH_ANGSTROM, LONGEST_WAVELENGTH_ANGSTROM
     if not low <= first < last <= high:
@@ -223,7 +222,7 @@ def _choose_spot_counts(max_counts: float) -> tuple[float, float]:
 
 
 def _place_dead(height: int, width: int, *, seed: int, dead_pixels: int, chip_gap_pixels: int) -> np.ndarray:
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(DEAD_PIXEL_STREAM,))))
+    rng = start_rng(seed, DEAD_PIXEL_STREAM)
     dead = np.zeros((height, width), bool)
     dead.ravel()[rng.choice(dead.size, dead_pixels, replace=False)] = True
     for axis, size in enumerate((height, width)):
@@ -234,7 +233,7 @@ def _place_dead(height: int, width: int, *, seed: int, dead_pixels: int, chip_ga
 
 def _vary_triggers(n_triggers: int, n_windows: int, *, seed: int, stream: int) -> tuple[int, ...]:
     """Return the triggers of each window; as in real runs they differ by a few percent and later ones have more."""
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, TRIGGER_BRANCH))))
+    rng = start_rng(seed, stream, TRIGGER_BRANCH)
     return tuple(np.sort(np.round(n_triggers * rng.uniform(0.97, 1.03, n_windows)).astype(int)).tolist())
 
 
