@@ -133,9 +133,10 @@ def expose_window(exposure: Exposure, window: int, *, seed: int, faults: Faults,
             np.uint32(i),
         )
         counts = frame[:n_pixels].view(">i2")
-        place, added = _add_spots(counts, hits, *spots[i - first], n_triggers=n_triggers, overlap=faults.overlap)
+        place, amplitude = spots[i - first]
+        added = _add_spots(counts, hits, place, amplitude, n_triggers=n_triggers, overlap=faults.overlap)
         result.spots.append(np.column_stack([np.full(len(place), i), *np.divmod(place, shape[1]), added]))
-        result.n_clipped += n_clipped
+        result.n_clipped += n_clipped + int(np.count_nonzero((added < amplitude) & (counts[place] == INT16_MAX)))
         result.n_counts.append(int(n_counts + added.sum()))
         write_frame(
             exposure.folder / f"run_{i:05d}.fits",
@@ -165,8 +166,8 @@ def _draw_spots(
 
 def _add_spots(
     counts: np.ndarray, hits: np.ndarray, place: np.ndarray, amplitude: np.ndarray, *, n_triggers: int, overlap: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Add spots in place to counts and hits of a flat frame; return their pixels and what each got."""
+) -> np.ndarray:
+    """Add spots in place to counts and hits of a flat frame; return what each pixel got."""
     room = INT16_MAX - counts[place].astype(np.int64)
     if overlap:
         # A pixel can't count more often than it is triggered.
@@ -175,4 +176,4 @@ def _add_spots(
     counts[place] += added.astype(np.int16)
     if overlap:
         hits[place] += added
-    return place, added
+    return added

@@ -294,7 +294,8 @@ def _write_truth(
 
     folder.mkdir()
     tifffile.imwrite(folder / "labels.tif", scene.labels)
-    tifffile.imwrite(folder / "thickness_cm.tif", scene.thickness_cm, photometric="minisblack")
+    thickness = scene.thickness_cm if scene.materials else np.zeros((1, *scene.labels.shape), np.float32)
+    tifffile.imwrite(folder / "thickness_cm.tif", thickness, photometric="minisblack")
     tifffile.imwrite(folder / "dead.tif", dead.astype(np.uint8))
     names = {str(label): name for label, name in enumerate(("void", *scene.materials))}
     (folder / "materials.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
