@@ -12,11 +12,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "UserError": "niseg_gpu.errors",
+    "add_spots": "niseg_gpu.simulate.spots",
     "apply_steps": "niseg_gpu.pipeline.api",
     "cluster_stack": "niseg_gpu.pipeline.api",
     "evaluate_labels": "niseg_gpu.evaluate.labels",
     "evaluate_mask": "niseg_gpu.evaluate.masks",
     "evaluate_scores": "niseg_gpu.evaluate.scores",
+    "evaluate_strengths": "niseg_gpu.evaluate.strengths",
+    "extract_spots": "niseg_gpu.simulate.spots",
     "detect_spots": "niseg_gpu.knn",
     "fit_knn": "niseg_gpu.knn_model",
     "load_knn": "niseg_gpu.knn_model",
@@ -33,6 +36,7 @@ _HOMES = {
     "save_knn": "niseg_gpu.knn_model",
     "scale_spectra": "niseg_gpu.correct",
     "select_tof": "niseg_gpu.tof",
+    "simulate_radiograph": "niseg_gpu.simulate.radiograph",
     "simulate_tof": "niseg_gpu.simulate.tof",
     "wavelength_of": "niseg_gpu.tof",
     "write_report": "niseg_gpu.report",

@@ -31,6 +31,7 @@ LAYERS = {
     "figures_spectra": 4,
     "figures_evaluate": 4,
     "figures_knn": 4,
+    "figures_simulate": 4,
     "report_cards": 4,
     "report": 4,
     "pipeline": 4,
