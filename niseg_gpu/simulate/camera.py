@@ -12,11 +12,13 @@ from niseg_gpu.simulate.noise import (
     compiled,
     draw_block,
     f32,
+    fill_normal,
     fill_words,
     i32,
-    to_normal,
     u32,
 )
+
+NOISE = WORK  # one row more than drawing counts needs
 
 
 @compiled
@@ -68,18 +70,18 @@ def read_out(photons, counts, counts_per_photon, read_noise, bias, k0, k1, index
     k0, k1, index : uint32
         Key of the random numbers and number of the frame.
     """
-    words, others, work = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint32), np.empty(WORK, np.float32)
+    words, work = np.empty(BLOCK, np.uint32), np.empty(WORK + BLOCK, np.float32)
     n_clipped = 0
     for b in range(len(photons) // BLOCK):
+        fill_words(words, u32(~k0), k1, b, index)
+        fill_normal(words, work, NOISE)
         fill_words(words, k0, k1, b, index)
-        fill_words(others, u32(~k0), k1, b, index)
         for j in range(BLOCK):
             work[MEAN + j] = photons[b * BLOCK + j]
         draw_block(words, work)
         for j in range(BLOCK):
             work[COUNT + j] = work[COUNT + j] * counts_per_photon + (bias + f32(0.5))
-        for j in range(BLOCK):
-            work[COUNT + j] += to_normal(others[j]) * read_noise
+            work[COUNT + j] += work[NOISE + j] * read_noise
         over = i32(0)
         for j in range(BLOCK):
             over += i32(work[COUNT + j] >= f32(65536))

@@ -72,13 +72,8 @@ def _log(x):
 
 
 @inlined
-def to_normal(word):
-    """The normal number below which a share of (word + 1/2) / 2**32 of all lie."""
-    signed = i32(word)
-    upper = signed < i32(0)
-    rest = i32(~signed) if upper else signed
-    p = (f32(rest) + f32(0.5)) * f32(2.0**-32)
-    w = -_log(f32(4) * p * (f32(1) - p))
+def _bend(w):
+    """What a share's distance from the middle is multiplied by to give a normal number; w as in `fill_normal`."""
     c = w - f32(2.5)
     near = f32(2.81022636e-08)
     near = f32(3.43273939e-07) + near * c
@@ -99,8 +94,7 @@ def to_normal(word):
     far = f32(0.00943887047) + far * c
     far = f32(1.00167406) + far * c
     far = f32(2.83297682) + far * c
-    z = (near if w < f32(5) else far) * (f32(1) - f32(2) * p) * f32(1.4142135623730951)
-    return z if upper else -z
+    return (near if w < f32(5) else far) * f32(1.4142135623730951)
 
 
 @inlined
@@ -136,6 +130,22 @@ def fill_words(words, k0, k1, block, index):
 
 
 @inlined
+def fill_normal(words, work, row):
+    """Put into a row of `work` the normal numbers below which shares of (word + 1/2) / 2**32 of all lie."""
+    # Several short loops: in one long one each pixel's chain of operations is waited for.
+    for j in range(BLOCK):
+        signed = i32(words[j])
+        rest = i32(~signed) if signed < i32(0) else signed
+        work[SHARE + j] = (f32(rest) + f32(0.5)) * f32(2.0**-32)
+    for j in range(BLOCK):
+        p = work[SHARE + j]
+        work[TERM + j] = -_log(f32(4) * p * (f32(1) - p))
+    for j in range(BLOCK):
+        z = _bend(work[TERM + j]) * (f32(1) - f32(2) * work[SHARE + j])
+        work[row + j] = z if i32(words[j]) < i32(0) else -z
+
+
+@inlined
 def _count_up(words, work):
     """Replace the counts of small means in a block: probabilities are added up until they reach the random share."""
     largest = f32(0)
@@ -164,9 +174,10 @@ def draw_block(words, work):
     for j in range(BLOCK):
         few += work[MEAN + j] < EXPAND_FROM
     if few < BLOCK:
+        fill_normal(words, work, COUNT)
         for j in range(BLOCK):
             mean = work[MEAN + j]
-            work[COUNT + j] = _expand(mean if mean > EXPAND_FROM else EXPAND_FROM, to_normal(words[j]))
+            work[COUNT + j] = _expand(mean if mean > EXPAND_FROM else EXPAND_FROM, work[COUNT + j])
     if few:
         _count_up(words, work)
 
