@@ -86,11 +86,11 @@ def simulate_tof(
     time_offset_s : float, optional
         Added to the detector's time to get the time of flight.
     wavelength_range : (float, float), optional
-        First and last wavelength in Å. With the default range and windows no strong edge of steel falls into a gap.
+        First and last wavelength in Å, with a comma between. With the default range and windows no strong edge of steel falls into a gap.
     resolution : float, optional
         Full width at half maximum of the wavelengths that arrive at one time, relative to their mean.
     shutters : int or sequence of int, optional
-        Number of shutter windows, or the bins of each.
+        Number of shutter windows, or the bins of each with commas between.
     n_triggers : int, optional
         Source pulses, about; each window differs by a few percent.
     occupancy : float, optional
@@ -184,11 +184,11 @@ def _check_arguments(given: dict[str, Any]) -> None:
         "workers": (1, 1024),
     }
     check_limits(given, limits)
-    first, last = given["wavelength_range"]
+    wanted = tuple(given["wavelength_range"])
     low, high = SHORTEST_WAVELENGTH_ANGSTROM, LONGEST_WAVELENGTH_ANGSTROM
-    if not low <= first < last <= high:
+    if len(wanted) != 2 or not low <= wanted[0] < wanted[1] <= high:
         raise UserError(
-            f"wavelength_range=({first:g}, {last:g}) Å is not a range; "
+            f"wavelength_range=({', '.join(f'{w:g}' for w in wanted)}) Å is not a range; "
             f"give two rising wavelengths from {low:g} to {high:g} Å"
         )
 
