@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "KMeans": "niseg_gpu.kmeans.estimator",
     "UserError": "niseg_gpu.errors",
     "add_spots": "niseg_gpu.simulate.spots",
     "apply_steps": "niseg_gpu.pipeline.api",
