@@ -86,7 +86,8 @@ def simulate_tof(
     time_offset_s : float, optional
         Added to the detector's time to get the time of flight.
     wavelength_range : (float, float), optional
-        First and last wavelength in Å, with a comma between. With the default range and windows no strong edge of steel falls into a gap.
+        First and last wavelength in Å, with a comma between. With the default range and windows no strong edge of
+        steel falls into a gap.
     resolution : float, optional
         Full width at half maximum of the wavelengths that arrive at one time, relative to their mean.
     shutters : int or sequence of int, optional
