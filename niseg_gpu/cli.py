@@ -281,20 +281,28 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _simulate_tof(options: argparse.Namespace) -> None:
-    from niseg_gpu.pipeline.parameters import keywords_of
+    from niseg_gpu.figures_simulate import picture_tof
     from niseg_gpu.simulate.tof import simulate_tof
 
-    simulate_tof(Path(options.output), **{name: getattr(options, name) for name in keywords_of(simulate_tof)})
-    say(options, f"wrote {options.output}")
+    _simulate(options, simulate_tof, picture_tof)
 
 
 def _simulate_radiograph(options: argparse.Namespace) -> None:
-    from niseg_gpu.pipeline.parameters import keywords_of
+    from niseg_gpu.figures_simulate import picture_radiograph
     from niseg_gpu.simulate.radiograph import simulate_radiograph
 
-    named = {name: getattr(options, name) for name in keywords_of(simulate_radiograph)}
-    simulate_radiograph(Path(options.output), **named)
-    say(options, f"wrote {options.output}")
+    _simulate(options, simulate_radiograph, picture_radiograph)
+
+
+def _simulate(options: argparse.Namespace, simulate: Any, picture: Any) -> None:
+    """Call a generator with its options and put a picture of what it made beside it."""
+    from niseg_gpu.pipeline.parameters import keywords_of
+
+    out = Path(options.output)
+    summary = simulate(out, **{name: getattr(options, name) for name in keywords_of(simulate)})
+    (out / "preview.png").write_bytes(picture(out).light)
+    clipped = summary["n_clipped"]
+    say(options, f"wrote {out}, see {out / 'preview.png'}" + (f"; {clipped} values clipped" if clipped else ""))
 
 
 def _simulate_roots(options: argparse.Namespace) -> None:

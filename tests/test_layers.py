@@ -37,6 +37,7 @@ LAYERS = {
     "figures_augment": 4,
     "figures_knn": 4,
     "figures_roots": 4,
+    "figures_simulate": 4,
     "report_cards": 4,
     "report_clusters": 4,
     "report": 4,
