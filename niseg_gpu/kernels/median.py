@@ -15,7 +15,7 @@ from niseg_gpu.kernels.compiled import compiled, inline
 from niseg_gpu.kernels.lines import fetch
 from niseg_gpu.kernels.median_rows import filter5, filter7
 from niseg_gpu.kernels.networks import median9, sort3
-from niseg_gpu.kernels.spot_rules import Rule, blank_spots, clean_row, count_nan, is_far, make_rule
+from niseg_gpu.kernels.spot_rules import Rule, blank_spots, clean_row, is_far, make_rule
 
 SIZES = (3, 5)  # of windows in frames for which either device has a kernel
 CPU_SIZES = (3, 5, 7)
@@ -58,7 +58,7 @@ def _filter_row3(frames, i, first, end, before, centre, out, o):
 @inline
 def _clean_row3(frames, i, first, end, before, centre, out, o, spots, limits, counts):
     number, bright, dark = counts.dtype.type, limits[0], limits[1]
-    i, o, found = np.uint64(i), np.uint64(o), number(0)
+    i, o, found, nan = np.uint64(i), np.uint64(o), number(0), number(0)
     for x in range(np.uint64(first), np.uint64(max(first, end))):
         median = _median_row3(frames, i, x, before, centre)
         value = frames[o + x]
@@ -66,7 +66,8 @@ def _clean_row3(frames, i, first, end, before, centre, out, o, spots, limits, co
         out[o + x] = median if spot else value
         spots[o + x] = spot
         found = number(found + number(spot))
-    return found
+        nan = number(nan + number(value != value))
+    return found, nan
 
 
 @inline
@@ -92,6 +93,7 @@ def _border3(frames, above, centre, below, x, inner):
 def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
     """3 x 3 medians of frames one after another into `out`; where `spots` is not empty, frames cleaned by a `Rule`."""
     even, odd = np.empty(3 * LINE, frames.dtype), np.empty(3 * LINE, frames.dtype)
+    medians = np.empty(LINE, frames.dtype)
     clean, fused = spots.size > 0, spots.size > 0 and noise.size == 0
     ahead = AHEAD_BYTES // frames.itemsize if frames.size * frames.itemsize > CACHED_BYTES else 0
     for frame in range(0, frames.size, height * width):
@@ -115,11 +117,14 @@ def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
                     for x in range(0, n, FETCHED_BYTES // frames.itemsize):
                         fetch(frames, below + left + ahead + x)
                 if fused:
-                    counts[k] += _clean_row3(frames, i, first, end, before, centre, out, o, spots, limits, counts)
-                    counts[k] -= _discount(spots, o + n, o + end)
+                    found, nan = _clean_row3(frames, i, first, end, before, centre, out, o, spots, limits, counts)
+                    counts[k] += found - _discount(spots, o + n, o + end)
+                    counts[counts.size // 2 + k] += nan  # of the next rows too; only whether there is any is asked for
+                elif clean:
+                    _filter_row3(frames, i, first, end, before, centre, medians, 0)
                 else:
                     _filter_row3(frames, i, first, end, before, centre, out, o)
-                for x in (0, width - 1):
+                for x in (0, width - 1) if width > 1 else (0, -1):
                     if left <= x < left + n:
                         inner = min(max(x - 1, 0), width - 1) if x else min(1, width - 1)
                         median = _border3(frames, above, row, below, x, inner)
@@ -129,16 +134,16 @@ def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
                                 counts[k] -= spots[row + x]
                             spots[row + x] = is_far(value, median, limits[0], limits[1])
                             counts[k] += spots[row + x]
-                            median = median if spots[row + x] else value
-                        out[row + x] = median
-                        if width == 1:
-                            break
-                if fused:
-                    counts[counts.size // 2 + k] += count_nan(frames, o, n, counts)
-                    if blank.size:
-                        blank_spots(spots, o, n, out, blank)
-                elif clean:
-                    clean_row(frames, o, out, o, n, out, spots, k, counts, limits, noise, blank)
+                            counts[counts.size // 2 + k] += value != value
+                            out[row + x] = median if spots[row + x] else value
+                        elif clean:
+                            medians[x - left] = median
+                        else:
+                            out[row + x] = median
+                if fused and blank.size:
+                    blank_spots(spots, o, n, out, blank)
+                elif clean and not fused:
+                    clean_row(frames, o, medians, 0, n, out, spots, k, counts, limits, noise, blank)
 
 
 def median_frames(frames: np.ndarray, *, size: int) -> np.ndarray:

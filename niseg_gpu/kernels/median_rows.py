@@ -35,7 +35,7 @@ _sort7, _merge7, _step7 = _loops(7)
 
 
 @inline
-def _pad_row(frames, row, width, left, n, half, lines, k):
+def pad_row(frames, row, width, left, n, half, lines, k):
     """Copy columns `left` to `left + n` of a row into a line, with `half` neighbours on either side."""
     to, i = np.uint64(k + half), np.uint64(row + left)
     for x in range(np.uint64(n)):
@@ -46,7 +46,7 @@ def _pad_row(frames, row, width, left, n, half, lines, k):
 
 
 @inline
-def _copy_row(medians, m, n, out, o):
+def copy_row(medians, m, n, out, o):
     m, o = np.uint64(m), np.uint64(o)
     for x in range(np.uint64(n)):
         out[o + x] = medians[m + x]
@@ -72,7 +72,7 @@ def _filter_rows(size, loops, frames, height, width, out, spots, counts, limits,
                 elif k > half:
                     y, to = k - 2 * half, merged + pairs * 2 * one + (k + half) % 2 * one
                 y = min(max(y, 0), height - 1)
-                _pad_row(frames, frame + y * width, width, left, n, half, lines, 0)
+                pad_row(frames, frame + y * width, width, left, n, half, lines, 0)
                 begins[0], begins[1] = 0, to
                 sort_row(lines, begins, n)
                 if k > half and (k - half) % 2 == 0:
@@ -83,7 +83,7 @@ def _filter_rows(size, loops, frames, height, width, out, spots, counts, limits,
                 turn, row = r // 2, frame + r * width
                 for k in range(2):
                     y = min(r + half + k, height - 1)
-                    _pad_row(frames, frame + y * width, width, left, n, half, lines, k * LINE)
+                    pad_row(frames, frame + y * width, width, left, n, half, lines, k * LINE)
                 begins[1], begins[2] = LINE, second
                 begins[0] = 0
                 for k in range(pairs):
@@ -98,7 +98,7 @@ def _filter_rows(size, loops, frames, height, width, out, spots, counts, limits,
                         at = (row + k * width) // width
                         clean_row(frames, o, lines, m, n, out, spots, at, counts, limits, noise, blank)
                     else:
-                        _copy_row(lines, m, n, out, o)
+                        copy_row(lines, m, n, out, o)
 
 
 @compiled

@@ -64,24 +64,24 @@ def _is_beyond(value, median, bright, dark):
 
 
 @inline
-def replace_far(values, i, medians, m, n, out, spots, limits, counts):
-    """Replace the far ones of `n` values from `i` by their medians from `m`; return how many."""
+def _replace_far(values, i, medians, m, n, out, spots, limits, counts):
     number, bright, dark = counts.dtype.type, limits[0], limits[1]
-    i, m, found = np.uint64(i), np.uint64(m), number(0)
+    i, m, found, nan = np.uint64(i), np.uint64(m), number(0), number(0)
     for x in range(np.uint64(n)):
         value, median = values[i + x], medians[m + x]
         spot = is_far(value, median, bright, dark)
         out[i + x] = median if spot else value
         spots[i + x] = spot
         found = number(found + number(spot))
-    return found
+        nan = number(nan + number(value != value))
+    return found, nan
 
 
 @inline
-def replace_unlikely(values, i, medians, m, n, out, spots, noise, counts):
+def _replace_unlikely(values, i, medians, m, n, out, spots, noise, counts):
     """The same with limits that are `noise` times the square root of the median, or of 1 where it is less."""
     number, bright, dark, one = counts.dtype.type, noise[0], noise[1], np.float32(1)
-    i, m, found = np.uint64(i), np.uint64(m), number(0)
+    i, m, found, nan = np.uint64(i), np.uint64(m), number(0), number(0)
     for x in range(np.uint64(n)):
         value, median = values[i + x], medians[m + x]
         level = np.float32(median)
@@ -90,7 +90,8 @@ def replace_unlikely(values, i, medians, m, n, out, spots, noise, counts):
         out[i + x] = median if spot else value
         spots[i + x] = spot
         found = number(found + number(spot))
-    return found
+        nan = number(nan + number(value != value))
+    return found, nan
 
 
 @inline
@@ -102,22 +103,17 @@ def blank_spots(spots, i, n, out, blank):
 
 
 @inline
-def count_nan(values, i, n, counts):
-    number = counts.dtype.type
-    i, found = np.uint64(i), number(0)
-    for x in range(np.uint64(n)):
-        found = number(found + number(values[i + x] != values[i + x]))
-    return found
-
-
-@inline
 def clean_row(values, i, medians, m, n, out, spots, k, counts, limits, noise, blank):
-    """Clean row `k`: `n` values from `i`, whose medians lie from `m`. The last three arrays are those of a `Rule`."""
+    """Clean row `k`: `n` values from `i`, whose medians lie from `m`. The last three arrays are those of a `Rule`.
+
+    The first half of `counts` gets the spots of each row, the second the NaN.
+    """
     if noise.size:
-        counts[k] += replace_unlikely(values, i, medians, m, n, out, spots, noise, counts)
+        found, nan = _replace_unlikely(values, i, medians, m, n, out, spots, noise, counts)
     else:
-        counts[k] += replace_far(values, i, medians, m, n, out, spots, limits, counts)
-    counts[counts.size // 2 + k] += count_nan(values, i, n, counts)
+        found, nan = _replace_far(values, i, medians, m, n, out, spots, limits, counts)
+    counts[k] += found
+    counts[counts.size // 2 + k] += nan
     if blank.size:
         blank_spots(spots, i, n, out, blank)
 
