@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import njit
 from numba.core.caching import FunctionCache
 
@@ -38,3 +39,10 @@ def hash_sources() -> str:
     """Hash the text of the files in this folder."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def read_flat(array: np.ndarray) -> np.ndarray:
+    """Return an array's values in a row, not to be written to: one signature to compile, whoever may write to them."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    flat.flags.writeable = False
+    return flat

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.kernels.compiled import compiled, inline
+from niseg_gpu.kernels.compiled import compiled, inline, read_flat
 from niseg_gpu.kernels.lines import fetch
 from niseg_gpu.kernels.median_rows import filter5, filter7
 from niseg_gpu.kernels.networks import median9, sort3
@@ -226,8 +226,7 @@ def _counter(frames: np.ndarray) -> type:
 
 
 def _run(frames: np.ndarray, size: int, spots: np.ndarray, counts: np.ndarray, rule: Rule) -> np.ndarray:
-    flat = np.ascontiguousarray(frames).reshape(-1)
-    flat.flags.writeable = False  # one signature to compile, whether or not the caller may write to them
+    flat = read_flat(frames)
     out = np.empty(frames.shape, frames.dtype)
     if flat.size:
         kernel = {3: _filter3, 5: filter5, 7: filter7}[size]

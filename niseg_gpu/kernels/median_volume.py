@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.kernels.compiled import compiled, inline
+from niseg_gpu.kernels.compiled import compiled, inline, read_flat
 from niseg_gpu.kernels.lines import VECTOR_BYTES, loop_over
 from niseg_gpu.kernels.median import DTYPES
 from niseg_gpu.kernels.median_rows import copy_row, pad_row
@@ -74,8 +74,7 @@ def median_volume(volume: np.ndarray) -> np.ndarray:
     (Z, Y, X) ndarray
         In the dtype of `volume`.
     """
-    flat = np.ascontiguousarray(volume).reshape(-1)
-    flat.flags.writeable = False  # one signature to compile
+    flat = read_flat(volume)
     out = np.empty(volume.shape, volume.dtype)
     if flat.size:
         _filter27(flat, *volume.shape, out.reshape(-1))
