@@ -16,6 +16,7 @@ from niseg_gpu.kernels.lines import fetch
 from niseg_gpu.kernels.median_rows import filter5, filter7
 from niseg_gpu.kernels.networks import median9, sort3
 from niseg_gpu.kernels.spot_rules import Rule, blank_spots, clean_row, is_far, make_rule
+from niseg_gpu.kernels.spot_rules import limit_differences as limit_differences  # the GPU's kernels look for it here
 
 SIZES = (3, 5)  # of windows in frames for which either device has a kernel
 CPU_SIZES = (3, 5, 7)
@@ -23,9 +24,8 @@ DTYPES = frozenset(np.dtype(t) for t in ("uint8", "uint16", "int16", "int32", "f
 STRIP = 2048  # columns at a time
 LANES = 32  # values of the widest vector: a loop over whole vectors has no slow rest
 LINE = STRIP + 3 * LANES  # no power of two, or all lines would meet in few sets of the cache
-CACHED_BYTES = 2**20  # what is larger comes from memory
-AHEAD_BYTES = 4096  # a page: the processor looks ahead by itself, but not beyond the end of one
-FETCHED_BYTES = 64
+CACHED = 2**20  # bytes; what is larger comes from memory
+PAGE, CACHE_LINE = 4096, 64  # bytes
 
 
 @inline
@@ -82,10 +82,10 @@ def _discount(spots, start, stop):
 @inline
 def _border3(frames, above, centre, below, x, inner):
     """Median at the first or last column `x`, which stands for the one outside too."""
-    a, b, c = frames[above + x], frames[centre + x], frames[below + x]
-    a0, a1, a2 = sort3(a, a, frames[above + inner])
-    b0, b1, b2 = sort3(b, b, frames[centre + inner])
-    c0, c1, c2 = sort3(c, c, frames[below + inner])
+    i, j, k, inner = np.uint64(above + x), np.uint64(centre + x), np.uint64(below + x), np.uint64(inner - x)
+    a0, a1, a2 = sort3(frames[i], frames[i], frames[i + inner])
+    b0, b1, b2 = sort3(frames[j], frames[j], frames[j + inner])
+    c0, c1, c2 = sort3(frames[k], frames[k], frames[k + inner])
     return median9(a0, a1, a2, b0, b1, b2, c0, c1, c2)
 
 
@@ -95,9 +95,10 @@ def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
     even, odd = np.empty(3 * LINE, frames.dtype), np.empty(3 * LINE, frames.dtype)
     medians = np.empty(LINE, frames.dtype)
     clean, fused = spots.size > 0, spots.size > 0 and noise.size == 0
-    ahead = AHEAD_BYTES // frames.itemsize if frames.size * frames.itemsize > CACHED_BYTES else 0
+    # the processor looks ahead by itself, but not beyond the end of a page
+    ahead = PAGE // frames.itemsize if frames.size * frames.itemsize > CACHED and width * frames.itemsize < PAGE else 0
     for frame in range(0, frames.size, height * width):
-        bottom = frame + (height - 1) * width
+        bottom, first_row = frame + (height - 1) * width, frame // width
         for left in range(0, width, STRIP):
             n = min(STRIP, width - left)
             whole = (n + LANES - 1) // LANES * LANES if n == width else n
@@ -112,37 +113,39 @@ def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
                 # Whole vectors reach into rows that are written later; nothing reaches outside the array.
                 first = 1 if below + left == 0 else 0
                 end = whole if max(below, row) + left + whole < frames.size else n - edge
-                i, o, k = below + left - 1, row + left, row // width
+                i, o, k = below + left - 1, row + left, first_row + r
                 if ahead:
-                    for x in range(0, n, FETCHED_BYTES // frames.itemsize):
+                    for x in range(0, n, CACHE_LINE // frames.itemsize):
                         fetch(frames, below + left + ahead + x)
+                found, nan = 0, 0
                 if fused:
                     found, nan = _clean_row3(frames, i, first, end, before, centre, out, o, spots, limits, counts)
-                    counts[k] += found - _discount(spots, o + n, o + end)
-                    counts[counts.size // 2 + k] += nan  # of the next rows too; only whether there is any is asked for
+                    found -= _discount(spots, o + n, o + end)
                 elif clean:
                     _filter_row3(frames, i, first, end, before, centre, medians, 0)
                 else:
                     _filter_row3(frames, i, first, end, before, centre, out, o)
                 for x in (0, width - 1) if width > 1 else (0, -1):
                     if left <= x < left + n:
-                        inner = min(max(x - 1, 0), width - 1) if x else min(1, width - 1)
+                        at, inner = np.uint64(row + x), min(x + 1, width - 1) if x == 0 else x - 1
                         median = _border3(frames, above, row, below, x, inner)
                         if fused:
-                            value = frames[row + x]
                             if first <= x - left < end:
-                                counts[k] -= spots[row + x]
-                            spots[row + x] = is_far(value, median, limits[0], limits[1])
-                            counts[k] += spots[row + x]
-                            counts[counts.size // 2 + k] += value != value
-                            out[row + x] = median if spots[row + x] else value
+                                found -= spots[at]
+                            value = frames[at]
+                            spot = is_far(value, median, limits[0], limits[1])
+                            out[at], spots[at] = median if spot else value, spot
+                            found, nan = found + spot, nan + (value != value)
                         elif clean:
                             medians[x - left] = median
                         else:
-                            out[row + x] = median
-                if fused and blank.size:
-                    blank_spots(spots, o, n, out, blank)
-                elif clean and not fused:
+                            out[at] = median
+                if fused:
+                    counts[k] += found
+                    counts[counts.size // 2 + k] += nan  # of the next rows too; only whether there is any is asked for
+                    if blank.size:
+                        blank_spots(spots, o, n, out, blank)
+                elif clean:
                     clean_row(frames, o, medians, 0, n, out, spots, k, counts, limits, noise, blank)
 
 

@@ -62,6 +62,7 @@ def _filter_rows(size, loops, frames, height, width, out, spots, counts, limits,
     merged = outer + half * one
     lines, begins = np.zeros(merged + (pairs + 1) * 2 * one, frames.dtype), np.zeros(pairs + 8, np.int64)
     for frame in range(0, frames.size, height * width):
+        first_row = frame // width
         for left in range(0, width, STRIP):
             n = min(STRIP, width - left)
             for k in range(half + 1 + 2 * pairs):
@@ -95,8 +96,7 @@ def _filter_rows(size, loops, frames, height, width, out, spots, counts, limits,
                 for k in range(min(2, height - r)):
                     o, m = row + k * width + left, medians + k * LINE
                     if spots.size:
-                        at = (row + k * width) // width
-                        clean_row(frames, o, lines, m, n, out, spots, at, counts, limits, noise, blank)
+                        clean_row(frames, o, lines, m, n, out, spots, first_row + r + k, counts, limits, noise, blank)
                     else:
                         copy_row(lines, m, n, out, o)
 
