@@ -1,4 +1,4 @@
-"""Loops over lines of values written in vector instructions, which numba's own loops of this length never become.
+"""Loops over lines of values written in vector instructions, as numba's own would not become, or not without checks.
 
 A line is a stretch of one work array. A network's inputs and results lie in groups: each begins where the caller says
 and holds lines one after another, or neighbours of one line.
@@ -51,13 +51,13 @@ def loop_over(network: Network, *, inputs: Sequence[tuple[int, int]], results: S
             with cgutils.for_range(builder, vectors) as loop:
                 x = builder.mul(loop.index, step)
                 places = [
-                    _as_vector(builder, builder.gep(start, [builder.add(x, ir.Constant(x.type, k * apart))]), lanes)
+                    as_vector(builder, builder.gep(start, [builder.add(x, ir.Constant(x.type, k * apart))]), lanes)
                     for start, (count, apart) in zip(begin, groups, strict=True)
                     for k in range(count)
                 ]
                 taken = sum(count for count, _ in inputs)
                 values = [builder.load(place, align=1) for place in places[:taken]]
-                lesser, greater = _choose(builder, lines.dtype)
+                lesser, greater = choose(builder, lines.dtype)
                 found = run_network(network, values, lesser=lesser, greater=greater)
                 for value, place in zip(found, places[taken:], strict=True):
                     builder.store(value, place, align=1)
@@ -68,11 +68,12 @@ def loop_over(network: Network, *, inputs: Sequence[tuple[int, int]], results: S
     return run
 
 
-def _as_vector(builder: Any, place: Any, lanes: int) -> Any:
+def as_vector(builder: Any, place: Any, lanes: int) -> Any:
+    """Let a pointer point to a vector."""
     return builder.bitcast(place, ir.VectorType(place.type.pointee, lanes).as_pointer())
 
 
-def _choose(builder: Any, dtype: Any) -> tuple[Any, Any]:
+def choose(builder: Any, dtype: Any) -> tuple[Any, Any]:
     """What takes the lesser and the greater of two vectors; both values stay where one is NaN."""
 
     def less(a: Any, b: Any) -> Any:

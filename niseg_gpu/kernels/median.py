@@ -15,7 +15,7 @@ from niseg_gpu.kernels.compiled import compiled, inline, read_flat
 from niseg_gpu.kernels.lines import fetch
 from niseg_gpu.kernels.median_rows import filter5, filter7
 from niseg_gpu.kernels.networks import median9, sort3
-from niseg_gpu.kernels.spot_rules import Rule, blank_spots, clean_row, is_far, make_rule
+from niseg_gpu.kernels.spot_rules import Rule, clean_row, make_rule
 from niseg_gpu.kernels.spot_rules import limit_differences as limit_differences  # the GPU's kernels look for it here
 
 SIZES = (3, 5)  # of windows in frames for which either device has a kernel
@@ -56,30 +56,6 @@ def _filter_row3(frames, i, first, end, before, centre, out, o):
 
 
 @inline
-def _clean_row3(frames, i, first, end, before, centre, out, o, spots, limits, counts):
-    number, bright, dark = counts.dtype.type, limits[0], limits[1]
-    i, o, found, nan = np.uint64(i), np.uint64(o), number(0), number(0)
-    for x in range(np.uint64(first), np.uint64(max(first, end))):
-        median = _median_row3(frames, i, x, before, centre)
-        value = frames[o + x]
-        spot = is_far(value, median, bright, dark)
-        out[o + x] = median if spot else value
-        spots[o + x] = spot
-        found = number(found + number(spot))
-        nan = number(nan + number(value != value))
-    return found, nan
-
-
-@inline
-def _discount(spots, start, stop):
-    """How many spots there are from `start` to `stop`, few places."""
-    found = 0
-    for i in range(start, stop):
-        found += spots[i]
-    return found
-
-
-@inline
 def _border3(frames, above, centre, below, x, inner):
     """Median at the first or last column `x`, which stands for the one outside too."""
     i, j, k, inner = np.uint64(above + x), np.uint64(centre + x), np.uint64(below + x), np.uint64(inner - x)
@@ -93,8 +69,8 @@ def _border3(frames, above, centre, below, x, inner):
 def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
     """3 x 3 medians of frames one after another into `out`; where `spots` is not empty, frames cleaned by a `Rule`."""
     even, odd = np.empty(3 * LINE, frames.dtype), np.empty(3 * LINE, frames.dtype)
+    clean = spots.size > 0
     medians = np.empty(LINE, frames.dtype)
-    clean, fused = spots.size > 0, spots.size > 0 and noise.size == 0
     # the processor looks ahead by itself, but not beyond the end of a page
     ahead = PAGE // frames.itemsize if frames.size * frames.itemsize > CACHED and width * frames.itemsize < PAGE else 0
     for frame in range(0, frames.size, height * width):
@@ -117,36 +93,19 @@ def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
                 if ahead:
                     for x in range(0, n, CACHE_LINE // frames.itemsize):
                         fetch(frames, below + left + ahead + x)
-                found, nan = 0, 0
-                if fused:
-                    found, nan = _clean_row3(frames, i, first, end, before, centre, out, o, spots, limits, counts)
-                    found -= _discount(spots, o + n, o + end)
-                elif clean:
+                if clean:
                     _filter_row3(frames, i, first, end, before, centre, medians, 0)
+                    if left == 0:
+                        medians[0] = _border3(frames, above, row, below, 0, min(1, width - 1))
+                    if edge and width > 1:
+                        medians[n - 1] = _border3(frames, above, row, below, width - 1, width - 2)
+                    clean_row(frames, o, medians, 0, n, out, spots, k, counts, limits, noise, blank)
                 else:
                     _filter_row3(frames, i, first, end, before, centre, out, o)
-                for x in (0, width - 1) if width > 1 else (0, -1):
-                    if left <= x < left + n:
-                        at, inner = np.uint64(row + x), min(x + 1, width - 1) if x == 0 else x - 1
-                        median = _border3(frames, above, row, below, x, inner)
-                        if fused:
-                            if first <= x - left < end:
-                                found -= spots[at]
-                            value = frames[at]
-                            spot = is_far(value, median, limits[0], limits[1])
-                            out[at], spots[at] = median if spot else value, spot
-                            found, nan = found + spot, nan + (value != value)
-                        elif clean:
-                            medians[x - left] = median
-                        else:
-                            out[at] = median
-                if fused:
-                    counts[k] += found
-                    counts[counts.size // 2 + k] += nan  # of the next rows too; only whether there is any is asked for
-                    if blank.size:
-                        blank_spots(spots, o, n, out, blank)
-                elif clean:
-                    clean_row(frames, o, medians, 0, n, out, spots, k, counts, limits, noise, blank)
+                    if left == 0:
+                        out[row] = _border3(frames, above, row, below, 0, min(1, width - 1))
+                    if edge and width > 1:
+                        out[row + width - 1] = _border3(frames, above, row, below, width - 1, width - 2)
 
 
 def median_frames(frames: np.ndarray, *, size: int) -> np.ndarray:

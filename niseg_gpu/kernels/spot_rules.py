@@ -1,121 +1,166 @@
-"""What makes a value a spot, for loops over a row in compiled code."""
+"""What makes a value a spot, and the loop over a row that replaces spots, in vector instructions."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
-from numba.extending import overload
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from niseg_gpu.kernels.compiled import inline
+from niseg_gpu.kernels.lines import VECTOR_BYTES, as_vector, choose
+
+FLOAT, DOUBLE, WHOLE = ir.FloatType(), ir.DoubleType(), ir.IntType(64)
 
 
-def is_far(value, median, bright, dark):
-    """Whether a value lies farther above the median than `bright` or below it than `dark`.
+@intrinsic
+def _replace(typing, values, i, medians, m, n, out, spots, limits, noise, blank):  # type: ignore[no-untyped-def]
+    """Clean `n` values from `i`, whose medians lie from `m`, by a `Rule`; return spots + 2**32 times NaN."""
+    dtype = values.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = [
+            context.make_array(kind)(context, builder, value)
+            for kind, value in zip(signature.args, arguments, strict=True)
+            if isinstance(kind, types.Array)
+        ]
+        (v, middle, o, s, far, unlikely, empty), n = arrays, arguments[4]
+        starts = [builder.gep(a.data, [at]) for a, at in zip((v, middle, o, s), _starts(arguments), strict=True)]
+        element = context.get_data_type(dtype)
+        lanes = VECTOR_BYTES // context.get_abi_sizeof(element)
+        total = cgutils.alloca_once_value(builder, ir.Constant(WHOLE, 0))
+        has_noise, has_blank = (
+            builder.icmp_signed(">", cgutils.unpack_tuple(builder, a.shape)[0], ir.Constant(WHOLE, 0))
+            for a in (unlikely, empty)
+        )
+        fill = cgutils.alloca_once_value(builder, ir.Constant(element, 0))
+        with builder.if_then(has_blank):
+            builder.store(builder.load(empty.data), fill)
+
+        def loop(first: Any, stop: Any, lanes: int, *, by_noise: bool) -> None:
+            rule = [builder.load(builder.gep((unlikely if by_noise else far).data, [k])) for k in _two()]
+            rule = [_spread(builder, one, lanes) for one in rule]
+            filler = _spread(builder, builder.load(fill), lanes) if isinstance(dtype, types.Float) else None
+            counter = ir.VectorType(ir.IntType(max(16, 8 * context.get_abi_sizeof(element))), lanes)
+            found, nan = (cgutils.alloca_once_value(builder, ir.Constant(counter, None)) for _ in range(2))
+            with cgutils.for_range_slice(builder, first, stop, ir.Constant(WHOLE, lanes)) as (x, _):
+                places = [as_vector(builder, builder.gep(start, [x]), lanes) for start in starts]
+                value, median = (builder.load(place, align=1) for place in places[:2])
+                spot = (_is_beyond if by_noise else _is_far)(builder, dtype, value, median, *rule)
+                new = median
+                if filler is not None:
+                    new = builder.select(has_blank, filler, median)
+                    _add(builder, nan, builder.fcmp_unordered("uno", value, value))
+                _add(builder, found, spot)
+                builder.store(builder.select(spot, new, value), places[2], align=1)
+                builder.store(builder.zext(spot, places[3].type.pointee), places[3], align=1)
+            spotted, lost = (_sum(builder, builder.load(counts)) for counts in (found, nan))
+            lost = builder.shl(lost, ir.Constant(WHOLE, 32))
+            builder.store(builder.add(builder.load(total), builder.add(spotted, lost)), total)
+
+        whole = builder.sub(n, builder.srem(n, ir.Constant(WHOLE, lanes)))
+        with builder.if_else(has_noise) as (then, otherwise):
+            for branch, by_noise in ((then, True), (otherwise, False)):
+                with branch:
+                    loop(ir.Constant(WHOLE, 0), whole, lanes, by_noise=by_noise)
+                    loop(whole, n, 1, by_noise=by_noise)
+        return builder.load(total)
+
+    at = types.int64
+    return types.int64(values, at, medians, at, at, out, spots, limits, noise, blank), generate
+
+
+def _starts(arguments: Any) -> tuple[Any, ...]:
+    """Where values, medians, cleaned values and spots begin."""
+    return arguments[1], arguments[3], arguments[1], arguments[1]
+
+
+def _two() -> list[Any]:
+    return [ir.Constant(WHOLE, k) for k in range(2)]
+
+
+def _spread(builder: Any, value: Any, lanes: int) -> Any:
+    """A vector of one value."""
+    vector = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    for k in range(lanes):
+        vector = builder.insert_element(vector, value, ir.Constant(ir.IntType(32), k))
+    return vector
+
+
+def _add(builder: Any, counts: Any, where: Any) -> None:
+    """Count where a vector of bits is set."""
+    builder.store(builder.sub(builder.load(counts), builder.sext(where, counts.type.pointee)), counts)
+
+
+def _sum(builder: Any, counts: Any) -> Any:
+    function = _declare(builder, "llvm.vector.reduce.add", counts.type, result=counts.type.element)
+    return builder.zext(builder.call(function, [counts]), WHOLE)
+
+
+def _declare(builder: Any, name: str, vector: Any, *, result: Any = None, arguments: int = 1) -> Any:
+    """An instruction that LLVM knows as a function of vectors."""
+    letter = {FLOAT: "f32"}.get(vector.element, f"i{getattr(vector.element, 'width', 0)}")
+    kind = ir.FunctionType(result or vector, [vector] * arguments)
+    return cgutils.get_or_insert_function(builder.module, kind, f"{name}.v{vector.count}{letter}")
+
+
+def _is_far(builder: Any, dtype: Any, value: Any, median: Any, bright: Any, dark: Any) -> Any:
+    """Whether values lie farther above their medians than `bright` or below them than `dark`.
 
     Both are of the type that holds every difference, see `limit_differences`.
     """
+    if isinstance(dtype, types.Float):
+        above, below = builder.fsub(value, median), builder.fsub(median, value)
+        return builder.or_(builder.fcmp_ordered(">", above, bright), builder.fcmp_ordered(">", below, dark))
+    if dtype.bitwidth > 16:
+        compare = builder.icmp_signed if dtype.signed else builder.icmp_unsigned
+        lesser, greater = (take(value, median) for take in choose(builder, dtype))
+        limit = builder.select(compare(">", value, median), bright, dark)
+        return builder.icmp_unsigned(">", builder.sub(greater, lesser), limit)
+    if dtype.signed:  # moved up by half their range, signed values keep their order
+        sign = ir.Constant(value.type, [1 << (dtype.bitwidth - 1)] * value.type.count)
+        value, median = builder.xor(value, sign), builder.xor(median, sign)
+    # up to 16 bit there are subtractions that stop at 0
+    minus = _declare(builder, "llvm.usub.sat", value.type, arguments=2)
+    above = builder.call(minus, [builder.call(minus, [value, median]), bright])
+    below = builder.call(minus, [builder.call(minus, [median, value]), dark])
+    return builder.icmp_unsigned("!=", builder.or_(above, below), ir.Constant(value.type, None))
 
 
-@overload(is_far)
-def _is_far(value, median, bright, dark):
-    if isinstance(value, types.Float):
-        return lambda value, median, bright, dark: (value - median > bright) | (median - value > dark)
-    unsigned = np.dtype(bright.name).type
-    if value.bitwidth > 16:
-
-        def wide(value, median, bright, dark):
-            above = value > median
-            high, low = (value, median) if above else (median, value)
-            return unsigned(unsigned(high) - unsigned(low)) > (bright if above else dark)
-
-        return wide
-    # up to 16 bit there are subtractions that stop at 0; moved up by half their range, signed values keep their order
-    move, zero = unsigned(1 << (value.bitwidth - 1) if value.signed else 0), unsigned(0)
-
-    def narrow(value, median, bright, dark):
-        value, median = unsigned(unsigned(value) ^ move), unsigned(unsigned(median) ^ move)
-        above = unsigned(value - median) if value > median else zero
-        below = unsigned(median - value) if median > value else zero
-        above = unsigned(above - bright) if above > bright else zero
-        below = unsigned(below - dark) if below > dark else zero
-        return unsigned(above | below) != zero
-
-    return narrow
+def _is_beyond(builder: Any, dtype: Any, value: Any, median: Any, bright: Any, dark: Any) -> Any:
+    """The same with limits over the square root of the median, in float32; differences are not rounded."""
+    lanes = value.type.count
+    single, double = ir.VectorType(FLOAT, lanes), ir.VectorType(DOUBLE, lanes)
+    level, one = _as_floats(builder, dtype, median, single), ir.Constant(single, [1.0] * lanes)
+    level = builder.select(builder.fcmp_ordered(">", level, one), level, one)
+    root = builder.call(_declare(builder, "llvm.sqrt", single), [level])
+    limits = [builder.fmul(bright, root), builder.fmul(dark, root)]
+    exact = double if isinstance(dtype, types.Integer) and dtype.bitwidth > 16 else single
+    value, median = (_as_floats(builder, dtype, x, exact) for x in (value, median))
+    if exact is double:
+        limits = [builder.fpext(limit, double) for limit in limits]
+    gaps = builder.fsub(value, median), builder.fsub(median, value)
+    return builder.or_(*(builder.fcmp_ordered(">", gap, limit) for gap, limit in zip(gaps, limits, strict=True)))
 
 
-def is_beyond(value, median, bright, dark):
-    """The same with limits in float32; a difference is compared with them unrounded."""
+def _as_floats(builder: Any, dtype: Any, vector: Any, kind: Any) -> Any:
+    if isinstance(dtype, types.Float):
+        return vector
+    return builder.sitofp(vector, kind) if dtype.signed else builder.uitofp(vector, kind)
 
 
-@overload(is_beyond)
-def _is_beyond(value, median, bright, dark):
-    if isinstance(value, types.Float):
-        return lambda value, median, bright, dark: (value - median > bright) | (median - value > dark)
-    wide = np.float32 if value.bitwidth <= 16 else np.float64
-
-    def exact(value, median, bright, dark):
-        above = wide(wide(value) - wide(median))
-        return (above > wide(bright)) | (-above > wide(dark))
-
-    return exact
-
-
-@inline
-def _replace_far(values, i, medians, m, n, out, spots, limits, counts):
-    number, bright, dark = counts.dtype.type, limits[0], limits[1]
-    i, m, found, nan = np.uint64(i), np.uint64(m), number(0), number(0)
-    for x in range(np.uint64(n)):
-        value, median = values[i + x], medians[m + x]
-        spot = is_far(value, median, bright, dark)
-        out[i + x] = median if spot else value
-        spots[i + x] = spot
-        found = number(found + number(spot))
-        nan = number(nan + number(value != value))
-    return found, nan
-
-
-@inline
-def _replace_unlikely(values, i, medians, m, n, out, spots, noise, counts):
-    """The same with limits that are `noise` times the square root of the median, or of 1 where it is less."""
-    number, bright, dark, one = counts.dtype.type, noise[0], noise[1], np.float32(1)
-    i, m, found, nan = np.uint64(i), np.uint64(m), number(0), number(0)
-    for x in range(np.uint64(n)):
-        value, median = values[i + x], medians[m + x]
-        level = np.float32(median)
-        root = np.sqrt(level if level > one else one)
-        spot = is_beyond(value, median, np.float32(bright * root), np.float32(dark * root))
-        out[i + x] = median if spot else value
-        spots[i + x] = spot
-        found = number(found + number(spot))
-        nan = number(nan + number(value != value))
-    return found, nan
-
-
-@inline
-def blank_spots(spots, i, n, out, blank):
-    """Put `blank`, an array of one value, in the place of spots."""
-    i, value = np.uint64(i), blank[0]
-    for x in range(np.uint64(n)):
-        out[i + x] = value if spots[i + x] else out[i + x]
-
-
-@inline
+@njit(inline="always")  # a call would take and give back a hold on each array
 def clean_row(values, i, medians, m, n, out, spots, k, counts, limits, noise, blank):
     """Clean row `k`: `n` values from `i`, whose medians lie from `m`. The last three arrays are those of a `Rule`.
 
     The first half of `counts` gets the spots of each row, the second the NaN.
     """
-    if noise.size:
-        found, nan = _replace_unlikely(values, i, medians, m, n, out, spots, noise, counts)
-    else:
-        found, nan = _replace_far(values, i, medians, m, n, out, spots, limits, counts)
-    counts[k] += found
-    counts[counts.size // 2 + k] += nan
-    if blank.size:
-        blank_spots(spots, i, n, out, blank)
+    found = _replace(values, i, medians, m, n, out, spots, limits, noise, blank)
+    counts[k] += found & 0xFFFFFFFF
+    counts[counts.size // 2 + k] += found >> 32
 
 
 class Rule(NamedTuple):

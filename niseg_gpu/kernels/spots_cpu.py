@@ -13,7 +13,7 @@ import numpy as np
 from niseg_gpu.kernels.compiled import compiled, read_flat
 from niseg_gpu.kernels.holes import find_near_holes, put_means, take_medians
 from niseg_gpu.kernels.median import clean_and_count, covers_on_cpu, median_frames
-from niseg_gpu.kernels.spot_rules import Rule, clean_row, is_beyond, make_rule
+from niseg_gpu.kernels.spot_rules import Rule, clean_row, make_rule
 from niseg_gpu.kernels.spots_xp import NOISE_SIZE, as_sigma
 
 PIECE = 1 << 18  # values at a time, whole frames: they stay in the cache between the passes
@@ -164,10 +164,10 @@ def _clean_all(values, medians, out, spots, counts, limits, noise, blank):
 @compiled
 def _clean_by_limits(values, medians, limits, bright, dark, blank, out, spots):
     """Clean values by a limit of each; of those `bright` and `dark`, or not."""
-    never = np.float32(np.inf)
     for i in range(values.size):
-        value, median, limit = values[i], medians[i], limits[i]
-        spot = is_beyond(value, median, limit if bright else never, limit if dark else never)
+        value, median = values[i], medians[i]
+        gap = np.float64(value) - np.float64(median)
+        spot = (bright and gap > limits[i]) or (dark and -gap > limits[i])
         out[i] = (blank[0] if blank.size else median) if spot else value
         spots[i] = spot
 
