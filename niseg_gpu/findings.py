@@ -31,10 +31,21 @@ def count(what: str, where: Any, *, times: int = 1) -> None:
     times : int
         Values that each entry stands for.
     """
+    if _tally.get() is not None:
+        add(what, where[(..., *own_part()[-where.ndim :])].sum() * times)
+
+
+def add(what: str, number: Any) -> None:
+    """Add a number to the tally of `what`; on a device it stays there, and nobody waits for it, until it is read."""
     tally = _tally.get()
     if tally is not None:
-        number = where[(..., *tally.inner[-where.ndim :])].sum() * times
         tally.numbers[what] = tally.numbers[what] + number if what in tally.numbers else number
+
+
+def own_part() -> tuple[slice, ...]:
+    """The frames, rows and columns of the block at hand that `count` counts; empty where that is all of them."""
+    tally = _tally.get()
+    return () if tally is None else tally.inner
 
 
 @contextmanager

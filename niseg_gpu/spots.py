@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge
 
-from niseg_gpu.backend import backend_of
+from niseg_gpu.backend import backend_of, has_nan
 from niseg_gpu.errors import UserError
-from niseg_gpu.findings import count
+from niseg_gpu.findings import add, count, own_part
 
 NOISE_SIZE = 5  # pixels; side of the window over which the local noise is measured
 MAD_TO_SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
@@ -66,16 +66,17 @@ def remove_spots(
         raise UserError(f"remove_spots: replacement nan needs floats, the image is {image.dtype}; use median or mean")
     backend = backend_of(image)
     window = _window(image, size, neighbourhood)
-    plain = threshold_unit == "counts" and replacement == "median" and max_area is None and neighbourhood == "frame"
-    if plain and not _has_nan(image):
-        cleaned, spots = backend.clean_spots(image, size=size, threshold=float(threshold), kind=kind)
-    else:
-        median = _median_of_values(image, window)
-        limit = threshold * _noise(image, median, threshold_unit)
-        spots = _find(image, median, limit, kind)
-        if max_area is not None:
-            spots = _drop_large(spots, max_area)
-        cleaned = _replace(image, median, spots, window=window, replacement=replacement)
+    if threshold_unit == "counts" and replacement == "median" and max_area is None:
+        done = backend.clean_spots(image, size=window, threshold=float(threshold), kind=kind, own=own_part())
+        if not done.has_nan:
+            add("spots replaced", done.number)
+            return done.image, done.spots
+    median = _median_of_values(image, window)
+    limit = threshold * _noise(image, median, threshold_unit)
+    spots = _find(image, median, limit, kind)
+    if max_area is not None:
+        spots = _drop_large(spots, max_area)
+    cleaned = _replace(image, median, spots, window=window, replacement=replacement)
     count("spots replaced", spots)
     return cleaned, spots
 
@@ -121,18 +122,11 @@ def _window(image: Any, size: int, neighbourhood: str) -> tuple[int, ...]:
     return (1,) * flat + (size,) * (image.ndim - flat)
 
 
-def _has_nan(image: Any) -> bool:
-    if image.dtype.kind != "f":
-        return False
-    xp = backend_of(image).xp
-    return bool(xp.isnan(xp.sum(image)))  # Inf - Inf looks like NaN too: then the careful way is taken for nothing
-
-
 def _median_of_values(image: Any, window: tuple[int, ...]) -> Any:
     """Running median; where a window holds NaN, that of its other values (NaN where it has none)."""
     backend = backend_of(image)
     xp = backend.xp
-    if not _has_nan(image):
+    if not has_nan(image):
         return backend.median(image, size=window)
     missing = xp.isnan(image)
     median = backend.median(xp.where(missing, xp.asarray(0, dtype=image.dtype), image), size=window)
