@@ -22,7 +22,7 @@ from niseg_gpu.kernels import median_strips, merging, networks
 from niseg_gpu.kernels.median import limit_differences
 from niseg_gpu.kernels.median_strips import clip
 
-THREADS = 64  # of a block, along x; the first and the last of a row are slower, for their border
+THREADS = 32  # of a block, along x, one warp: the first and the last block of a row are slower, for their border
 ROWS = 32  # of a strip, a multiple of 4; 3 x 3 reads two more of its neighbours, 7 x 7 six
 
 # Each kernel is built with settings of its own in the place of these.
