@@ -15,10 +15,10 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numba import config, cuda, types
-from numba.cuda.extending import intrinsic
+from numba import config, cuda
 
 from niseg_gpu.kernels import median_strips, merging, networks
+from niseg_gpu.kernels.instructions import choose_in_pairs, settle
 from niseg_gpu.kernels.median import limit_differences
 from niseg_gpu.kernels.median_strips import clip
 
@@ -240,45 +240,6 @@ def filter_volume(frames, sizes, out, spots, bright, dark, counted, count):
         add_up(number, missing, count)
 
 
-@intrinsic
-def _settle(typingctx, array):
-    """The array, its address worked out now: else each access would start from the whole array's, in 64 bit."""
-
-    def generate(context, builder, signature, args):
-        from llvmlite import ir
-
-        word = ir.IntType(64)
-        view = context.make_array(signature.args[0])(context, builder, args[0])
-        move = ir.InlineAsm(ir.FunctionType(word, [word]), "cvta.to.global.u64 $0, $1;", "=l,l")
-        address = builder.call(move, [builder.ptrtoint(view.data, word)])
-        there = builder.inttoptr(address, ir.PointerType(view.data.type.pointee, addrspace=1))
-        view.data = builder.addrspacecast(there, view.data.type)
-        return view._getvalue()
-
-    return array(array), generate
-
-
-def _choose_in_pairs(choose: Any) -> Any:
-    """Return min or max of both halves of two registers: one PTX instruction, or Python in the simulator."""
-    instruction = f"{choose.__name__}.u16x2 $0, $1, $2;"
-
-    def simulate(a, b):
-        low = np.uint32(0xFFFF)
-        return choose(a & low, b & low) | choose(a & ~low, b & ~low)
-
-    @intrinsic
-    def apply(typingctx, a, b):
-        def generate(context, builder, signature, args):
-            from llvmlite import ir
-
-            word = ir.IntType(32)
-            return builder.call(ir.InlineAsm(ir.FunctionType(word, [word, word]), instruction, "=r,r,r"), args)
-
-        return types.uint32(types.uint32, types.uint32), generate
-
-    return simulate if config.ENABLE_CUDASIM else apply
-
-
 WINDOWS: dict[tuple[int, ...], tuple[Any, ...]] = {
     # sides: how a strip begins, a step, its rows, how many steps go together, columns on either side, kernel
     (3, 3): (median_strips.start3, median_strips.step3, 2, 2, 1, filter_frames),
@@ -335,7 +296,7 @@ def build(
     by_hand = {name: f.py_func for name, f in vars(networks).items() if hasattr(f, "py_func")}
     sorting = _on_device({**by_hand, **merging.NETWORKS, "lesser": lesser, "greater": greater}, {})
     if paired:
-        sorting |= {"lesser": _choose_in_pairs(min), "greater": _choose_in_pairs(max)}
+        sorting |= {"lesser": choose_in_pairs(min), "greater": choose_in_pairs(max)}
     strip = {name: f for name, f in vars(median_strips).items() if isinstance(f, FunctionType)}
     strip |= {f.__name__: f for f in (load, swap_bytes, straddle, put_value, put_pair, pack, put, go_down)}
     strip |= {"load5_paired": load5_paired, "start": start, "step": step}
@@ -344,7 +305,6 @@ def build(
     scope = _on_device({"count_rows": count_rows, "add_up": add_up}, settings)
     for name, inside in (("go_down_inside", True), ("go_down", False)):
         scope[name] = _on_device(strip, {**sorting, **settings, "INSIDE": inside})["go_down"]
-    scope["settle"] = (lambda array: array) if config.ENABLE_CUDASIM else _settle
     return _rebuild(kernel, scope)
 
 
