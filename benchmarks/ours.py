@@ -37,12 +37,12 @@ class Memory:
         return np.ascontiguousarray(self.array[key])
 
 
-def apply_step(stack: np.ndarray, step: dict[str, Any], **attrs: Any) -> list[np.ndarray]:
+def apply_step(stack: np.ndarray, step: dict[str, Any], *, device: str = "auto", **attrs: Any) -> list[np.ndarray]:
     """Apply one step to an (N, Y, X) array, block by block on all cores; return the image, then the masks."""
     import dask
     import dask.array as da
 
-    engine = Engine(select("auto")[0], workers=count_cores())
+    engine = Engine(select(device)[0], workers=count_cores())
     info = StackInfo(("tof", "y", "x"), stack.shape, stack.dtype, {}, {"quantity": "counts", **attrs})
     lazy = da.from_array(Memory(stack), chunks=-1, name=False, meta=np.empty((0, 0, 0), stack.dtype))
     with dask.config.set(scheduler="threads", num_workers=engine.workers):

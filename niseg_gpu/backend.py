@@ -40,6 +40,25 @@ class Clusters(NamedTuple):
     n_iter: int
 
 
+class Cleaned(NamedTuple):
+    """What the cleaning of spots gives.
+
+    Attributes
+    ----------
+    image : (..., Y, X) array
+    spots : (..., Y, X) bool array
+    number : () array of integer
+        Spots in the part of the image that was asked for; on a GPU nobody has waited for it.
+    has_nan : bool
+        Whether there is NaN in the image; the other three then mean nothing.
+    """
+
+    image: Any
+    spots: Any
+    number: Any
+    has_nan: bool
+
+
 class Cpu:
     """NumPy, SciPy and scikit-learn, with numba kernels where those are slow."""
 
@@ -77,14 +96,22 @@ class Cpu:
         return median_filter(image, size=size, mode="nearest")
 
     def clean_spots(
-        self, image: np.ndarray, *, size: int, threshold: float, kind: str
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`."""
+        self, image: np.ndarray, *, size: tuple[int, ...], threshold: float, kind: str, own: tuple[slice, ...] = ()
+    ) -> Cleaned:
+        """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`.
+
+        `size` is the window per axis; of the spots found, those in `own` are counted, all by default.
+        """
         from niseg_gpu.kernels import median, spots_xp
 
-        if self.kernels == "own" and median.covers_on_cpu(image.dtype, (size, size)) and threshold >= 0:
-            return median.clean_frames(image, size=size, threshold=threshold, kind=kind)
-        return spots_xp.clean_spots_xp(image, xp=np, median=self.median, size=size, threshold=threshold, kind=kind)
+        if has_nan(image):
+            return Cleaned(image, None, None, True)
+        if self.kernels == "own" and median.covers_on_cpu(image.dtype, size) and threshold >= 0:
+            cleaned, spots = median.clean_frames(image, size=size[-1], threshold=threshold, kind=kind)
+        else:
+            settings = {"xp": np, "median": self.median, "size": size, "threshold": threshold, "kind": kind}
+            cleaned, spots = spots_xp.clean_spots_xp(image, **settings)
+        return Cleaned(cleaned, spots, spots_xp.count_own(spots, own), False)
 
     def replace_spots(self, image: np.ndarray, *, window: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
         """Replace spots with any options, and count them; see `niseg_gpu.kernels.spots_xp.replace_spots_xp`."""
@@ -184,7 +211,8 @@ class Cpu:
         return find_nearest(index, queries, n_neighbors=n_neighbors, workers=workers)
 
     def from_host(self, block: np.ndarray) -> np.ndarray:
-        return block
+        """Bring a block to the device, in the machine's byte order."""
+        return block.astype(block.dtype.newbyteorder("="), copy=False)
 
     def to_host(self, block: np.ndarray) -> np.ndarray:
         return np.asarray(block)
@@ -212,7 +240,7 @@ class Gpu:
 
     @property
     def uses(self) -> dict[str, str]:
-        library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3 and 5"
+        library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3, 5, 7 and 3 x 3 x 3"
         return {
             "overlap_correct": "cupy",
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
@@ -239,9 +267,9 @@ class Gpu:
 
     def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
         if self._takes_own(image, size):
-            from niseg_gpu.kernels.median_gpu import median_frames_gpu
+            from niseg_gpu.kernels.median_gpu import median_gpu, window_of
 
-            return median_frames_gpu(image, size=size[-1], xp=self.xp)
+            return median_gpu(image, window=window_of(size), xp=self.xp)
         return self._median(image, size, mode="nearest")
 
     def _takes_own(self, image: Any, size: tuple[int, ...]) -> bool:
@@ -255,14 +283,25 @@ class Gpu:
             _say_library_is_taken(reason)
         return not reason
 
-    def clean_spots(self, image: Any, *, size: int, threshold: float, kind: str) -> tuple[Any, Any]:
-        from niseg_gpu.kernels.spots_xp import clean_spots_xp
+    def clean_spots(
+        self, image: Any, *, size: tuple[int, ...], threshold: float, kind: str, own: tuple[slice, ...] = ()
+    ) -> Cleaned:
+        from niseg_gpu.kernels import spots_xp
 
-        if threshold >= 0 and self._takes_own(image, (1,) * (image.ndim - 2) + (size, size)):
-            from niseg_gpu.kernels.median_gpu import clean_frames_gpu
+        xp = self.xp
+        if threshold >= 0 and self._takes_own(image, size):
+            from niseg_gpu.kernels.median_gpu import clean_gpu, window_of
 
-            return clean_frames_gpu(image, size=size, threshold=threshold, kind=kind, xp=self.xp)
-        return clean_spots_xp(image, xp=self.xp, median=self.median, size=size, threshold=threshold, kind=kind)
+            count, part = xp.zeros(2, dtype=np.uint64), spots_xp.frames_and_rows(own, image.shape)
+            settings = {"window": window_of(size), "threshold": threshold, "kind": kind}
+            cleaned, spots = clean_gpu(image, xp=xp, count=count, own=part or (), **settings)
+            number = count[0] if part is not None else spots_xp.count_own(spots, own)
+            return Cleaned(cleaned, spots, number, image.dtype.kind == "f" and bool(count[1]))
+        if has_nan(image):
+            return Cleaned(image, None, None, True)
+        settings = {"xp": xp, "median": self.median, "size": size, "threshold": threshold, "kind": kind}
+        cleaned, spots = spots_xp.clean_spots_xp(image, **settings)
+        return Cleaned(cleaned, spots, spots_xp.count_own(spots, own), False)
 
     def replace_spots(self, image: Any, *, window: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
         from niseg_gpu.kernels.spots_xp import replace_spots_xp
@@ -340,7 +379,13 @@ class Gpu:
         return rank_candidates(points, queries, candidates, n_neighbors=n_neighbors, xp=self.xp)
 
     def from_host(self, block: np.ndarray) -> Any:
-        return self.xp.asarray(np.ascontiguousarray(block))
+        block = np.ascontiguousarray(block)
+        if block.dtype.isnative:
+            return self.xp.asarray(block)
+        from niseg_gpu.kernels.words import swap_bytes
+
+        words = self.xp.asarray(block.view(f"u{block.itemsize}"))  # they travel as they are, and are swapped there
+        return swap_bytes(words).view(block.dtype.newbyteorder("="))
 
     def to_host(self, block: Any) -> np.ndarray:
         return self.xp.asnumpy(block)
@@ -444,6 +489,12 @@ def backend_of(block: Any) -> Any:
     if root not in TWINS:
         raise TypeError(f"block is a {type(block).__module__}.{type(block).__name__}; allowed: numpy or cupy arrays")
     return TWINS[root]
+
+
+def has_nan(image: Any) -> bool:
+    """Whether there is NaN in an image; of Inf it may say so too, for Inf - Inf looks like NaN."""
+    xp = backend_of(image).xp
+    return image.dtype.kind == "f" and bool(xp.isnan(xp.sum(image)))
 
 
 def select(device: str = "auto", *, kernels: str = "auto") -> tuple[Any, str]:

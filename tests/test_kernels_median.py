@@ -26,11 +26,11 @@ def median_by_scipy(frames, *, size):
     return median_filter(frames, size=(1,) * (frames.ndim - 2) + (size, size), mode="nearest")
 
 
-def clean_by_numpy(frames, **settings):
+def clean_by_numpy(frames, *, size, **settings):
     def median(image, *, size):
-        return median_by_scipy(image, size=size[-1])
+        return median_filter(image, size=size, mode="nearest")
 
-    return clean_spots_xp(frames, xp=np, median=median, **settings)
+    return clean_spots_xp(frames, xp=np, median=median, size=(1,) * (frames.ndim - 2) + (size, size), **settings)
 
 
 def draw(seed: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
