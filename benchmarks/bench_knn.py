@@ -23,7 +23,7 @@ class Predict:
     reference = "time_sklearn"
     equal = "classes identical but where neighbours are equally far (counted)"
     included = (
-        "memory to memory: ours from the image, scikit-learn from features; trees built before; float32 is flat-fielded, "
+        "memory to memory: ours from the image, scikit-learn from features; trees are built; float32 is flat-fielded, "
         "uint16 raw counts; sklearn and ours with all cores"
     )
     warm_up = True

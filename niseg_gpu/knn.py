@@ -15,6 +15,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
 from niseg_gpu.knn_features import Median, compute_features, halo_of_features, running_median
 from niseg_gpu.knn_model import KnnModel, load_knn
+from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile
 
 LATTICE_CODES = 1024
@@ -245,6 +246,18 @@ def detect_spots(image: Any, *, model: KnnModel, replace: str = "median", approx
         return image, spots
     count("spots replaced", spots)
     return xp.where(spots, median(3), image), spots
+
+
+def plane_detect_spots(*, model: KnnModel, **_: Any) -> Plane:
+    """The plane in which the model decides; where that has more or fewer than two features, the usual two."""
+    decides = len(model.features) == 2
+    features = tuple(model.features) if decides else ("value", "abs_residual")
+    return Plane(
+        features,
+        lambda frame: compute_features(frame, features),
+        halo_of_features(features),
+        model=model if decides else None,
+    )
 
 
 def halo_detect_spots(*, model: Any, **_: Any) -> int:

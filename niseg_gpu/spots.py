@@ -11,6 +11,7 @@ from annotated_types import Ge
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
+from niseg_gpu.plane import Plane
 
 NOISE_SIZE = 5  # pixels; side of the window over which the local noise is measured
 MAD_TO_SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
@@ -113,6 +114,32 @@ def halo_remove_spots(
     if replacement == "mean":
         halo, frames = halo + size // 2, 2 * frames
     return frames, halo
+
+
+def plane_remove_spots(
+    *,
+    size: int = 3,
+    threshold: float,
+    kind: str = "both",
+    threshold_unit: str = "counts",
+    neighbourhood: str = "frame",
+    **_: Any,
+) -> Plane | None:
+    """The plane in which a spot is told; a threshold in units of the noise is no line in it.
+
+    A sample of single frames knows nothing of a median over several.
+    """
+    if neighbourhood != "frame":
+        return None
+
+    def compute(frame: Any) -> Any:
+        xp = backend_of(frame).xp
+        median = _median_of_values(frame, _window(frame, size, "frame"))
+        residual = xp.astype(frame, xp.float32) - xp.astype(median, xp.float32)
+        return xp.stack([xp.astype(frame, xp.float32), residual if kind != "both" else abs(residual)], axis=-1)
+
+    limit = (-threshold if kind == "dark" else threshold) if threshold_unit == "counts" else None
+    return Plane(("value", "abs_residual" if kind == "both" else "residual"), compute, size // 2, size, limit)
 
 
 def _window(image: Any, size: int, neighbourhood: str) -> tuple[int, ...]:

@@ -15,11 +15,13 @@ import numpy as np
 
 from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.io.gate import gated
+from niseg_gpu.io.zarr import write_array
 from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
 from niseg_gpu.pipeline.inputs import Inputs, open_inputs
 from niseg_gpu.pipeline.parse import Pipeline, Step
+from niseg_gpu.pipeline.planes import PlaneSamples
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.results import check_folder, staged_folder, write_json
 from niseg_gpu.pipeline.sinks import HostTarget, SumTarget
@@ -63,10 +65,11 @@ class Session:
         ends = [s for s in self.pipeline.steps if OPS[s.name].apply is None]
         return ends[0] if ends else None
 
-    def apply(self) -> Applied:
+    def apply(self, *, samples: PlaneSamples | None = None) -> Applied:
         """Apply the block-wise steps to the inputs, in blocks that the last step can use."""
         whole = OPS[self.last_step.name].whole if self.last_step else frozenset()
-        return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, **self.inputs.references)
+        references = self.inputs.references
+        return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, samples=samples, **references)
 
 
 def open_session(pipeline: Pipeline) -> Session:
@@ -150,16 +153,19 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     import zarr
 
     with dask.config.set(scheduler="threads", num_workers=session.workers):
-        applied = session.apply()
+        samples = PlaneSamples(session.engine.backend)
+        applied = session.apply(samples=samples)
         group = zarr.create_group(folder / "result.zarr", attributes={"quantity": StackInfo.of(applied.image).quantity})
         table, sums = store_blocks(session, applied, group, quiet=quiet)
     _write_coords(group, applied.image)
     pictured = applied.mean_image if applied.mean_image is not None else applied.image
     mean = sums["mean_image" if applied.mean_image is not None else "image"].mean()
-    _write_array(group, "mean_image", mean, ("y", "x"), units=pictured.attrs.get("quantity", ""))
+    write_array(group, "mean_image", mean, ("y", "x"), units=pictured.attrs.get("quantity", ""))
     if "spots" in sums:
-        _write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
+        write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
         warn_of_many_spots(session, sums["spots"])
+    with session.clock.timing("report", 0):
+        samples.write(group)
     results: dict[str, Any] = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in group.arrays()}
     if table is not None:
         found = cluster(session, table)
@@ -210,12 +216,12 @@ def store_blocks(
 
 
 def warn_of_many_spots(session: Session, spots: SumTarget) -> None:
-    """Say so where more than a tenth of all values were taken for spots: then the threshold is too low."""
+    """Say so where more than a tenth of all values were taken for spots: then whatever tells them is off."""
     percent = 100 * float(spots.total.sum(dtype=np.int64)) / (spots.total.size * spots.frames)
     if percent > 10:
-        session.clock.add_findings(
-            "warning", {"% of all values were replaced as spots: the threshold is too low": percent}
-        )
+        first = next(step.name for step in session.pipeline.steps if OPS[step.name].mask)
+        cause = "the threshold is too low" if first == "remove_spots" else "the model suits other images"
+        session.clock.add_findings("warning", {f"% of all values were taken for spots: {cause}": percent})
 
 
 def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> PixelTable:
@@ -257,10 +263,10 @@ def write_clusters(group: Any, found: KMeansResult, image: xr.DataArray, *, arra
     """Write labels, centroids and spectra; return what ``run.json`` says of them."""
     feature = "tof" if "tof" in image.dims else "feature"
     if "labels" in arrays:
-        _write_array(group, "labels", found.labels, tuple(d for d in map(str, image.dims) if d != "tof"))
+        write_array(group, "labels", found.labels, tuple(d for d in map(str, image.dims) if d != "tof"))
     if "spectra" in arrays:
-        _write_array(group, "spectra", found.spectra, ("cluster", feature))
-        _write_array(group, "centroids", found.centroids, ("cluster", feature))
+        write_array(group, "spectra", found.spectra, ("cluster", feature))
+        write_array(group, "centroids", found.centroids, ("cluster", feature))
     return {
         "n_clusters": len(found.centroids),
         "inertia": found.inertia,
@@ -272,16 +278,7 @@ def write_clusters(group: Any, found: KMeansResult, image: xr.DataArray, *, arra
 
 def _write_coords(group: Any, image: xr.DataArray) -> None:
     for name, values in image.coords.items():
-        _write_array(group, str(name), values.values, tuple(map(str, values.dims)), units=UNITS.get(str(name), ""))
-
-
-def _write_array(group: Any, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: Any) -> None:
-    from niseg_gpu.io.zarr import create_array
-
-    array = create_array(
-        group, name, shape=values.shape, dtype=values.dtype, dims=dims, chunks=values.shape, attrs=attrs
-    )
-    array[...] = values
+        write_array(group, str(name), values.values, tuple(map(str, values.dims)), units=UNITS.get(str(name), ""))
 
 
 def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[str, Any]:
