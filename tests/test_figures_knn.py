@@ -86,8 +86,8 @@ def test_picture_shows_counts_and_region(monkeypatch):
     np.testing.assert_array_equal(drawn[heading], without[heading])
 
 
-def decode(picture):
-    return np.asarray(Image.open(io.BytesIO(picture.light)).convert("RGB"))
+def decode(picture, page="light"):
+    return np.asarray(Image.open(io.BytesIO(getattr(picture, page))).convert("RGB"))
 
 
 def test_a_plane_has_two_features():
@@ -114,10 +114,10 @@ def test_a_plane_counts_every_finite_pixel_and_shows_its_threshold():
     # beyond all values too: the axis then reaches as far
     for threshold in (100.0, 2000.0):
         lined = draw_plane(counted, labels=labels, threshold=threshold, legend=f"threshold {threshold:g}")
-        for before, after in ((plain.light, lined.light), (plain.dark, lined.dark)):
-            wide = orange(decode(after)).sum(axis=1) > 0.5 * decode(after).shape[1]
-            assert 1 <= wide.sum() <= 4, "one line from side to side"
-            assert not (orange(decode(before)).sum(axis=1) > 50).any()
+        for page in ("light", "dark"):
+            before, after = (orange(decode(picture, page)).sum(axis=1) for picture in (plain, lined))
+            assert 1 <= (after > 0.5 * lined.width).sum() <= 4, "one line from side to side"
+            assert not (before > 50).any()
 
 
 def test_an_empty_plane_is_drawn_too():

@@ -173,7 +173,7 @@ def test_a_step_that_looks_for_spots_leaves_its_plane(tmp_path: Path, replace: s
     rng = np.random.default_rng(0)
     spots = rng.random((3, 40, 48)) < 0.02
     counts = (rng.poisson(300, spots.shape) + 200 * spots).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "volume.tif", counts)
+    tifffile.imwrite(tmp_path / "volume.tif", counts, photometric="minisblack")
     model = save_knn(fit_knn(counts[0], spots[0], n_neighbors=3), tmp_path / "spots.npz")
     mapping = {
         "input": {"path": str(tmp_path / "volume.tif"), "dims": ["z", "y", "x"]},
