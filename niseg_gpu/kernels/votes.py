@@ -130,8 +130,9 @@ def _make_desk(features, room):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # or no least of many is found side by side
+@njit(nogil=True, cache=True)
 def _vote(tree, size, spots, first, before, queries, n_neighbors, by_distance, votes):  # type: ignore[no-untyped-def]
+    """Bunch by bunch; `votes` (m, 2) is filled with those for spots and against."""
     features, piles = tree.points.shape
     most = min(8 * (n_neighbors + 16), piles)
     desk = _make_desk(features, most + LEAF_POINTS)
@@ -270,7 +271,7 @@ def _gather(tree, box, limit, most, gathered, places):  # type: ignore[no-untype
     return number
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # or the least of many is not found side by side
 def _keep_close(desk, gathered, query, limit, n_neighbors):  # type: ignore[no-untyped-def]
     """Keep what is at most `limit` from the query, of one neighbour only what is nearest; return how many points."""
     away = desk.away
@@ -292,16 +293,10 @@ def _keep_close(desk, gathered, query, limit, n_neighbors):  # type: ignore[no-u
     return number
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, cache=True)
 def _sort_close(desk, number, limit, n_neighbors, size, numbers):  # type: ignore[no-untyped-def]
     """Sort what is close by (distance, number), roughly in bins, then by insertion; return False for too few votes."""
-    close, close_places, nearest, places, bins = (
-        desk.close,
-        desk.close_places,
-        desk.nearest,
-        desk.nearest_places,
-        desk.bins,
-    )
+    close, close_places, nearest, places, bins = desk[3:]
     weight = 0
     for i in range(number):
         weight += size[close_places[i]]
@@ -331,7 +326,7 @@ def _sort_close(desk, number, limit, n_neighbors, size, numbers):  # type: ignor
     return True
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, cache=True)
 def _count(desk, numbers, size, spots, first, before, n_neighbors, by_distance, votes, query):  # type: ignore[no-untyped-def]
     """Fill the votes of the nearest points, of the last pile only as many as still make them up; return the last."""
     for_spots, against, left, i = 0.0, 0.0, n_neighbors, -1
