@@ -157,14 +157,6 @@ def create_array(
     )
 
 
-def write_array(group: zarr.Group, name: str, values: np.ndarray, dims: Sequence[str], **attrs: Any) -> None:
-    """Write an array that is at hand into a group, as one chunk."""
-    array = create_array(
-        group, name, shape=values.shape, dtype=values.dtype, dims=dims, chunks=values.shape, attrs=attrs
-    )
-    array[...] = values
-
-
 def create_coords(group: zarr.Group, stack: xr.DataArray) -> None:
     """Write the coordinates of a stack into a group, each as an array by its name; those there already are left."""
     for name, coord in stack.coords.items():

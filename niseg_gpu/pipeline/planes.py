@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from niseg_gpu.io.zarr import write_array
+from niseg_gpu.pipeline.results import write_array
 from niseg_gpu.plane import Plane, sample_plane
 
 PIXELS = 1 << 20  # of each step in all: a sample, so that it costs next to nothing

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from niseg_gpu import correct, kmeans, knn, spots, tof
+from niseg_gpu import correct, knn, spots, tof
+from niseg_gpu.kmeans import step as kmeans
 
 
 def _no_halo(**_: Any) -> int:
@@ -24,7 +25,8 @@ class Op(NamedTuple):
     apply : callable or None
         ``(block, **state) -> block``, or ``(block, mask)`` where `mask` is true. None: the step ends the pipeline.
     fit : callable or None
-        ``(before, **parameters) -> state``. None: the parameters are the state.
+        ``(before, **parameters) -> state``. None: the parameters are the state. With ``**`` in its signature, the
+        keywords of `apply` are parameters too.
     check : callable or None
         ``(before, **parameters)``; raises what can be known without reading data. None: `fit` reads none and does it.
     describe : callable
@@ -63,6 +65,7 @@ OPS: dict[str, Op] = {
     "rebin_tof": Op(tof.rebin_tof, fit=tof.fit_rebin_tof, describe=tof.describe_rebin_tof, whole=TOF),
     "remove_spots": Op(
         spots.remove_spots,
+        fit=spots.fit_remove_spots,
         check=spots.check_remove_spots,
         halo=spots.halo_remove_spots,
         mask=True,
