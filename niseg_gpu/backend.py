@@ -19,6 +19,8 @@ import numpy as np
 
 from niseg_gpu.errors import UserError
 
+QUERIES = 2**18  # neighbours of so many are held at once on a GPU
+
 log = logging.getLogger(__name__)
 
 
@@ -198,17 +200,31 @@ class Cpu:
             model.fit(pixels)
         return Clusters(model.labels_, model.cluster_centers_, float(model.inertia_), int(model.n_iter_))
 
-    def index_points(self, points: np.ndarray, *, n_neighbors: int) -> Any:
-        """Prepare (n, features) float32 points, all different, for `find_nearest`."""
-        from niseg_gpu.kernels.kdtree import build_tree
+    def index_voters(self, points: np.ndarray, *, first: np.ndarray, before: np.ndarray, n_neighbors: int) -> Any:
+        """Prepare piles of equal points for `find_votes`.
 
-        return build_tree(points)
+        Parameters
+        ----------
+        points : (piles, features) float32 ndarray
+            One of each pile, all different, on the host as all of these.
+        first : (piles + 1,) int64 ndarray
+            Where each pile's points start.
+        before : (points + 1,) int64 ndarray
+            Spots among the points before each.
+        n_neighbors : int
+            At most the number of points.
+        """
+        from niseg_gpu.kernels.votes import index_voters
 
-    def find_nearest(self, index: Any, queries: np.ndarray, *, n_neighbors: int, workers: int) -> tuple[Any, Any]:
-        """Distances (float64) and numbers of each query's nearest points; of points equally far the first wins."""
-        from niseg_gpu.kernels.kdtree import find_nearest
+        return index_voters(points, first=first, before=before)
 
-        return find_nearest(index, queries, n_neighbors=n_neighbors, workers=workers)
+    def find_votes(
+        self, voters: Any, queries: np.ndarray, *, n_neighbors: int, by_distance: bool, workers: int
+    ) -> tuple[Any, Any]:
+        """Votes of each query's nearest points for spots and against; of points equally far the first vote."""
+        from niseg_gpu.kernels.votes import find_votes
+
+        return find_votes(voters, queries, n_neighbors=n_neighbors, by_distance=by_distance, workers=workers)
 
     def from_host(self, block: np.ndarray) -> np.ndarray:
         """Bring a block to the device, in the machine's byte order."""
@@ -365,18 +381,32 @@ class Gpu:
 
         return iterate_lloyd(self.xp, iterate, pixels, centroids=centroids, max_iter=max_iter, tol=tol)
 
-    def index_points(self, points: Any, *, n_neighbors: int) -> Any:
+    def index_voters(self, points: np.ndarray, *, first: np.ndarray, before: np.ndarray, n_neighbors: int) -> Any:
         # cuML searches in float32: a few candidates more, so that ranking them in float64 can mend its order
         candidates = min(n_neighbors + 8, len(points))
         algorithm = "rbc" if points.shape[1] in (2, 3) and candidates**2 <= len(points) else "brute"
-        return points, self._neighbors(n_neighbors=candidates, algorithm=algorithm, output_type="cupy").fit(points)
+        points, first, before = (self.from_host(array) for array in (points, first, before))
+        model = self._neighbors(n_neighbors=candidates, algorithm=algorithm, output_type="cupy").fit(points)
+        return points, first, before, model
 
-    def find_nearest(self, index: Any, queries: Any, *, n_neighbors: int, workers: int) -> tuple[Any, Any]:
-        from niseg_gpu.kernels.candidates import rank_candidates
+    def find_votes(
+        self, voters: Any, queries: Any, *, n_neighbors: int, by_distance: bool, workers: int
+    ) -> tuple[Any, Any]:
+        from niseg_gpu.kernels.candidates import count_votes, rank_candidates
 
-        points, model = index
-        candidates = model.kneighbors(queries, return_distance=False)
-        return rank_candidates(points, queries, candidates, n_neighbors=n_neighbors, xp=self.xp)
+        points, first, before, model = voters
+        found, piles = [], min(n_neighbors, len(points))
+        for start in range(0, len(queries), QUERIES):
+            piece = queries[start : start + QUERIES]
+            candidates = model.kneighbors(piece, return_distance=False)
+            nearest = rank_candidates(points, piece, candidates, n_neighbors=piles, xp=self.xp)
+            found.append(
+                count_votes(*nearest, first, before, n_neighbors=n_neighbors, by_distance=by_distance, xp=self.xp)
+            )
+        if not found:
+            return self.xp.zeros(0), self.xp.zeros(0)
+        for_spots, against = zip(*found, strict=True)
+        return self.xp.concatenate(for_spots), self.xp.concatenate(against)
 
     def from_host(self, block: np.ndarray) -> Any:
         block = np.ascontiguousarray(block)

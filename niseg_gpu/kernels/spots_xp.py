@@ -70,8 +70,8 @@ def replace_spots_xp(
         done = backend.clean_spots(image, size=window, threshold=threshold, kind=kind, own=own)
         if not done.has_nan:
             return done.image, done.spots, done.number
-    missing = _find_missing(image, dead, xp=xp)
-    median = _median_of_values(image, window, missing, backend=backend)
+    missing = find_missing(image, dead, xp=xp)
+    median = median_of_values(image, window, missing, backend=backend)
     limit = threshold * _noise(image, median, threshold_unit, missing, backend=backend)
     spots = _find(image, median, limit, kind, xp=xp)
     if dead is not None:
@@ -98,7 +98,7 @@ def frames_and_rows(own: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[sli
     return own[:2] if len(shape) == 3 else (slice(None), own[1])
 
 
-def _find_missing(image: Any, dead: Any, *, xp: Any) -> Any:
+def find_missing(image: Any, dead: Any, *, xp: Any) -> Any:
     """Where there is no value: NaN, or a dead pixel; None where every pixel has one."""
     missing = None
     # Inf - Inf looks like NaN too: then the careful way is taken for nothing
@@ -109,7 +109,7 @@ def _find_missing(image: Any, dead: Any, *, xp: Any) -> Any:
     return missing
 
 
-def _median_of_values(image: Any, window: tuple[int, ...], missing: Any, *, backend: Any) -> Any:
+def median_of_values(image: Any, window: tuple[int, ...], missing: Any, *, backend: Any) -> Any:
     """Running median; where values are missing from a window, that of the others; of none, NaN or the value itself."""
     xp = backend.xp
     if missing is None:
@@ -149,7 +149,7 @@ def _noise(image: Any, median: Any, unit: str, missing: Any, *, backend: Any) ->
         return xp.sqrt(xp.maximum(xp.astype(median, xp.float32), xp.asarray(1, dtype=xp.float32)))
     distance = xp.abs(xp.astype(image, xp.float32) - xp.astype(median, xp.float32))
     window = (1,) * (image.ndim - 2) + (NOISE_SIZE, NOISE_SIZE)
-    return as_sigma(_median_of_values(distance, window, missing, backend=backend), image.dtype, xp=xp)
+    return as_sigma(median_of_values(distance, window, missing, backend=backend), image.dtype, xp=xp)
 
 
 def as_sigma(deviation: Any, dtype: np.dtype, *, xp: Any) -> Any:
