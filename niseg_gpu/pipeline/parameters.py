@@ -78,8 +78,23 @@ def add_keywords(parser: ArgumentParser, function: Callable[..., Any]) -> None:
             parser.add_argument(flag, action=BooleanOptionalAction, default=True, help=shown)
         else:
             kind = type(p.default) if isinstance(p.default, int | float) else numbers.get(p.annotation, str)
+            if isinstance(p.default, tuple):
+                kind, shown = _read_numbers, f"{text} (default: {','.join(map(str, p.default))})"
+            elif "Sequence[int]" in str(p.annotation):
+                kind = _read_counts
             text = text if p.default is None else shown
             parser.add_argument(flag, type=kind, default=p.default, metavar="VALUE", help=text)
+
+
+def _read_numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def _read_counts(text: str) -> int | list[int]:
+    """A whole number, or several with commas between."""
+    counts = [int(part) for part in text.split(",")]
+    return counts if len(counts) > 1 else counts[0]
 
 
 def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel:
