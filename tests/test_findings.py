@@ -21,6 +21,16 @@ def test_outside_nobody_counts() -> None:
     assert tally == {}
 
 
+def test_what_is_counted_already_is_added_as_it_is() -> None:
+    assert own_part(3) == (slice(None),) * 3
+    with collect((slice(1, 3), slice(0, 2))) as tally:
+        assert own_part(3) == (slice(None), slice(1, 3), slice(0, 2))
+        assert own_part(2) == (slice(1, 3), slice(0, 2))
+        count("ones", np.int64(5))
+        count("ones", 4, times=10)
+    assert tally["ones"] == 45
+
+
 def test_threads_do_not_share_a_tally() -> None:
     tallies = []
 
