@@ -75,7 +75,7 @@ def test_kernels_are_chosen_with_the_device() -> None:
     assert select("auto", kernels="own")[0].uses["remove_spots"].startswith("numba.cuda (own kernel)")
     assert select("cpu", kernels="own")[0] is CPU
     assert select("auto")[0].kernels == "library"
-    with pytest.raises(UserError, match="kernels is 'fast'; allowed: library, own"):
+    with pytest.raises(UserError, match="kernels is 'fast'; allowed: auto, library, own"):
         select("cpu", kernels="fast")
 
 
