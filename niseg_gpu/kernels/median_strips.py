@@ -166,6 +166,14 @@ def start27(frames, first, x, shape):
     return np.uint32(0), np.int32(first * width), ahead, (b[1][1], b[2][1]), sort27(a), sort27(b), c, d
 
 
+def put27(values, nines, rows, x, shape, target):
+    """Filter two rows of one frame, given the sorted nines of four."""
+    a, b, c, d = nines
+    middle = middle10(*b, *c)
+    found = put(values[0], median19(*middle, *a), rows[0], x, shape, target)
+    return np.uint32(found + put(values[1], median19(*middle, *d), rows[1], x, shape, target))
+
+
 def step27(state, frames, x, shape, targets):
     """3 x 3 x 3 of two rows of two frames. Rows `a`, `b` are sorted; `c` and `d` were asked for one step ago."""
     found, row, ahead, upper, a, b, c, d = state
@@ -177,8 +185,7 @@ def step27(state, frames, x, shape, targets):
     lower, next_upper = (c[1][1], c[2][1]), (d[1][1], d[2][1])
     c, d = sort27(c), sort27(d)
     next_row = np.int32(row + width)
-    for k in (0, 1):
-        middle = middle10(*b[k], *c[k])
-        found += put(upper[k], median19(*middle, *a[k]), row, x, shape, targets[k])
-        found += put(lower[k], median19(*middle, *d[k]), next_row, x, shape, targets[k])
+    rows = row, next_row
+    found += put27((upper[0], lower[0]), (a[0], b[0], c[0], d[0]), rows, x, shape, targets[0])
+    found += put27((upper[1], lower[1]), (a[1], b[1], c[1], d[1]), rows, x, shape, targets[1])
     return np.uint32(found), np.int32(next_row + width), ahead, next_upper, c, d, e, f
