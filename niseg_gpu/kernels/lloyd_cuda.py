@@ -23,6 +23,7 @@ from niseg_gpu.kernels import lloyd_ptx, lloyd_tile
 from niseg_gpu.kernels.lloyd_ptx import UNPACKED
 from niseg_gpu.kernels.lloyd_tile import (
     CLUSTERS,
+    COLUMNS,
     EACH,
     FLIP,
     GROUPS,
@@ -42,15 +43,11 @@ from niseg_gpu.kernels.lloyd_tile import (
     WORD,
 )
 
-PARTS = 8  # threads that share the adding of a column of partial sums
-COLUMNS = 32
-
-
 def _begin(words, ints, mean, at, quads, features):
     """Set the counters to zero and bring the mean into shared memory."""
     thread = cuda.threadIdx.x
-    if thread < ORDER:
-        ints[thread] = 0
+    for i in range(thread, ORDER, THREADS):
+        ints[i] = 0
     for i in range(np.int32(thread), np.int32(4 * quads), np.int32(THREADS)):
         value = mean[i] if i < features else np.float32(0)
         if WHOLE and WIDTH > 4:
@@ -217,7 +214,8 @@ def _add_runs(sums, starts, run, features, out):
     if column < CLUSTERS * features:
         label = column // features
         begin, end = starts[label] - starts[0], starts[label + 1] - starts[0]
-        for r in range(begin // run + cuda.threadIdx.x // COLUMNS, (end - 1) // run + 1 if end > begin else 0, PARTS):
+        behind = (end - 1) // run + 1 if end > begin else 0
+        for r in range(begin // run + cuda.threadIdx.x // COLUMNS, behind, THREADS // COLUMNS):
             total += sums[(r + label) * features + column % features]
     add_tree(total, column, CLUSTERS * features, out)  # noqa: F821
 
@@ -227,7 +225,7 @@ def _add_parts(partial, parts, columns, out):
     column = cuda.blockIdx.x * COLUMNS + cuda.threadIdx.x % COLUMNS
     total = 0.0
     if column < columns:
-        for part in range(cuda.threadIdx.x // COLUMNS, parts, PARTS):
+        for part in range(cuda.threadIdx.x // COLUMNS, parts, THREADS // COLUMNS):
             total += partial[part * columns + column]
     add_tree(total, column, columns, out)  # noqa: F821
 
@@ -235,7 +233,7 @@ def _add_parts(partial, parts, columns, out):
 def _add_tree(total, column, columns, out):
     """Add what the threads of a column have."""
     totals = cuda.shared.array(THREADS, float64)
-    thread, half = cuda.threadIdx.x, PARTS // 2
+    thread, half = cuda.threadIdx.x, THREADS // COLUMNS // 2
     totals[thread] = total
     while half:
         cuda.syncthreads()
@@ -286,7 +284,7 @@ def build(kernel: str, *, dtype: np.dtype, clusters: int, wide: bool, whole: boo
         "WORD": value if width <= 4 else uint32,
         "TOTAL": total,
     }
-    scope = {**vars(lloyd_tile), **globals(), **settings}
+    scope = {**globals(), **vars(lloyd_tile), **settings}
     scope |= {name: getattr(lloyd_ptx, name) for name in INSTRUCTIONS}
     for function in (*ON_DEVICE, *_write_out(clusters, width)):
         made = _rebuild(function, scope)

@@ -39,7 +39,7 @@ def _load4(typingctx, array, at, target, to):
 
 
 def _copy16_simulated(shared, to, array, at, n_bytes):
-    assert to * shared.itemsize % 16 == 0 and 0 < n_bytes <= 16 and n_bytes % array.itemsize == 0
+    assert to * shared.itemsize % 16 == 0 and 0 <= n_bytes <= 16 and n_bytes % array.itemsize == 0
     n = n_bytes // array.itemsize
     piece = np.zeros(16 // array.itemsize, array.dtype)
     piece[:n] = array[at : at + n]

@@ -13,6 +13,7 @@ QUADS = 4 * ROWS  # of each, four features at a time
 SPAN = 4  # vectors in a row of a tile that is cut along the features; one more is left free, against bank conflicts
 MOVED, ORDER = 64, 68  # where shared memory holds, after the sizes, the labels moved, and the order of the labels
 SETTLED = 2 * ROWS
+COLUMNS = 32  # of partial sums that a block adds up, several threads a column
 
 # The functions below are built with settings of their own in the place of these.
 GROUPS = 16  # threads side by side along the pixels of a tile; the rest share the features
@@ -85,11 +86,11 @@ def _multiply_cluster(words, begin, cluster, x, products):
 
 
 def _stage_rows(pixels, words, to, first, rows, length):
-    """Start to copy whole rows: one piece of memory."""
-    n_bytes = np.int32(rows * length * ITEM)
+    """Start to copy whole rows: one piece of memory. What the last row of all lacks becomes zeros."""
     begin = np.int64(first) * length
+    n_bytes, there = np.int32(rows * length * ITEM), np.int32(min(rows * length, len(pixels) - begin) * ITEM)
     for i in range(np.int32(16 * cuda.threadIdx.x), n_bytes, np.int32(16 * THREADS)):
-        copy16(words, np.int32(to + i // 4), pixels, begin + i // ITEM, min(np.int32(16), np.int32(n_bytes - i)))  # noqa: F821
+        copy16(words, np.int32(to + i // 4), pixels, begin + i // ITEM, max(0, min(16, there - i)))  # noqa: F821
 
 
 def _stage_table(table, words, to, begin, quads):
@@ -106,7 +107,8 @@ def _stage_span(pixels, words, values, to, first, rows, length, begin, vectors):
         at = np.int64(first + row) * length + np.int64(begin + vector) * max(WIDTH, 4)
         if vector < vectors:
             if WIDTH > 1:
-                copy16(words, np.int32(to + row * (4 * SPAN + 4) + 4 * vector), pixels, at, np.int32(16))  # noqa: F821
+                slot, there = to + row * (4 * SPAN + 4) + 4 * vector, (len(pixels) - at) * ITEM
+                copy16(words, np.int32(slot), pixels, at, np.int32(max(0, min(16, there))))  # noqa: F821
             else:
                 slot = to * (4 // ITEM) + row * (4 * SPAN + 1) + 4 * vector
                 for w in range(4):
@@ -224,8 +226,5 @@ def _put_cluster(cluster, features, mean, counts, totals, sums):
 
 def _put_tallies(counts, moved, tallies):
     """Write the sizes of the clusters and the number of labels that moved."""
-    thread = cuda.threadIdx.x
-    if thread < CLUSTERS:
-        tallies[thread] = counts[thread]
-    if thread == CLUSTERS:
-        tallies[thread] = moved[0]
+    for i in range(cuda.threadIdx.x, CLUSTERS + 1, THREADS):
+        tallies[i] = counts[i] if i < CLUSTERS else moved[0]
