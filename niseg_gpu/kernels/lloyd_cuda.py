@@ -97,7 +97,7 @@ def _fuse(pixels, n, length, features, vectors, table, mean, norms, magic, label
         cuda.syncthreads()
         place_tile(at, length, counts, order, settled)  # noqa: F821
         cuda.syncthreads()
-        sum_tile(values, order, counts, centre, magic, totals)  # noqa: F821
+        sum_tile(values, order, counts, centre, magic, totals, np.int32(0))  # noqa: F821
         cuda.syncthreads()
         if thread < CLUSTERS:
             own_count += counts[thread]
@@ -295,25 +295,22 @@ def build(kernel: str, *, dtype: np.dtype, clusters: int, wide: bool, whole: boo
 
 def _write_out(clusters: int, width: int) -> list[Any]:
     """Loops over what is in registers, written out: not all of them would be unrolled, and then it would not be."""
-    texts = {
-        "multiply_clusters(words, begin, x, products)": [
-            f"multiply_cluster(words, begin, {c}, x, products)" for c in range(clusters)
-        ],
-        "multiply_packed(words, table, mean, vector, raw, x, products)": [
-            f"multiply_packed_quad(words, table, mean, vector, {part}, raw, x, products)" for part in range(width // 4)
-        ],
-        "sum_tile(values, order, counts, centre, magic, totals)": ["place = np.int32(0)"]
-        + [
-            f"place = sum_cluster({c}, place, values, order, counts, centre, magic, totals)" for c in range(clusters)
-        ],
-        "put_totals(features, mean, counts, totals, sums)": [
-            f"put_cluster({c}, features, mean, counts, totals, sums)" for c in range(clusters)
-        ],
+    heads = {
+        "multiply_clusters(words, begin, x, products)": "multiply_cluster(words, begin, {}, x, products)",
+        "sum_tile(values, order, counts, centre, magic, totals, place)": (
+            "place = sum_cluster({}, place, values, order, counts, centre, magic, totals)"
+        ),
+        "put_totals(features, mean, counts, totals, sums)": "put_cluster({}, features, mean, counts, totals, sums)",
+        "multiply_packed(words, table, mean, vector, raw, x, products)": (
+            "multiply_packed_quad(words, table, mean, vector, {}, raw, x, products)"
+        ),
     }
     functions = []
-    for head, lines in texts.items():
+    for head, line in heads.items():
         made: dict[str, Any] = {}
-        exec("\n    ".join([f"def {head}:", *(lines or ["pass"])]), made)
+        n = max(1, width // 4) if "quad" in line else clusters
+        # as a bare number, each would be a type of its own, and compiled for itself
+        exec("\n    ".join([f"def {head}:", *(line.format(f"np.int32({i})") for i in range(n))]), made)
         functions.append(made[head.partition("(")[0]])
     return functions
 

@@ -55,12 +55,11 @@ def _copy16(typingctx, shared, to, array, at, n_bytes):
 
         target = builder.gep(_data(context, builder, signature, args, 0), [args[1]])
         source = builder.gep(_data(context, builder, signature, args, 2), [args[3]])
-        code = (
-            "{ .reg .u64 s, g; cvta.to.shared.u64 s, $0; cvta.to.global.u64 g, $1;"
-            " cp.async.cg.shared.global [s], [g], 16, $2; }"
-        )
-        kind = ir.FunctionType(ir.VoidType(), [target.type, source.type, ir.IntType(32)])
-        builder.call(ir.InlineAsm(kind, code, "l,l,r,~{memory}", side_effect=True), [target, source, args[4]])
+        in_shared = builder.addrspacecast(target, ir.PointerType(target.type.pointee, addrspace=3))
+        address = builder.ptrtoint(in_shared, ir.IntType(32))
+        kind = ir.FunctionType(ir.VoidType(), [address.type, source.type, ir.IntType(32)])
+        code = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
+        builder.call(ir.InlineAsm(kind, code, "r,l,r,~{memory}", side_effect=True), [address, source, args[4]])
         return context.get_dummy_value()
 
     return types.void(shared, types.int32, array, types.int64, types.int32), generate

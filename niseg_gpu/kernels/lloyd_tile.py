@@ -29,6 +29,11 @@ VALUE, WORD = float32, float32  # types of a value and of a quarter of a vector
 TOTAL = float64  # of a running sum
 
 
+def _index(i):
+    """An index that is not negative: numba need not look whether it counts from the end."""
+    return np.uint64(np.int32(i))
+
+
 def _multiply(tile, words, row, gap, table, mean, vectors, left, products):
     """Add this thread's share of the features to the products of its pixels with the centroids.
 
@@ -36,12 +41,13 @@ def _multiply(tile, words, row, gap, table, mean, vectors, left, products):
     """
     x = cuda.local.array(QUADS, float32)
     raw = cuda.local.array(QUADS, uint32)
-    for vector in range(np.int32(cuda.threadIdx.x // GROUPS), np.int32(vectors), np.int32(THREADS // GROUPS)):
+    vector, end = np.int32(cuda.threadIdx.x // GROUPS), np.int32(vectors)
+    while vector < end:
         at = np.int32(row + 4 * vector)
         if WIDTH == 1:
             for r in range(ROWS):
                 for w in range(4):
-                    x[4 * r + w] = np.float32(tile[np.int32(at + r * gap + w)])
+                    x[4 * r + w] = np.float32(tile[index(at + r * gap + w)])  # noqa: F821
             if 4 * vector + 4 > left:  # what follows is the next pixel's, and may be no number
                 for r in range(ROWS):
                     for w in range(4):
@@ -56,6 +62,7 @@ def _multiply(tile, words, row, gap, table, mean, vectors, left, products):
             for r in range(ROWS):
                 load4(tile, np.int32(at + r * gap), raw, np.int32(4 * r))  # noqa: F821
             multiply_packed(words, table, mean, vector, raw, x, products)  # noqa: F821
+        vector = np.int32(vector + THREADS // GROUPS)
 
 
 def _multiply_packed_quad(words, table, mean, vector, part, raw, x, products):
@@ -88,9 +95,16 @@ def _multiply_cluster(words, begin, cluster, x, products):
 def _stage_rows(pixels, words, to, first, rows, length):
     """Start to copy whole rows: one piece of memory. What the last row of all lacks becomes zeros."""
     begin = np.int64(first) * length
-    n_bytes, there = np.int32(rows * length * ITEM), np.int32(min(rows * length, len(pixels) - begin) * ITEM)
-    for i in range(np.int32(16 * cuda.threadIdx.x), n_bytes, np.int32(16 * THREADS)):
-        copy16(words, np.int32(to + i // 4), pixels, begin + i // ITEM, max(0, min(16, there - i)))  # noqa: F821
+    there = np.int32(min(rows * length, len(pixels) - begin) * ITEM)
+    i, end = np.int32(cuda.threadIdx.x), np.int32(there >> 4)
+    while i < end:
+        copy16(words, np.int32(to + 4 * i), pixels, begin + i * (16 // ITEM), np.int32(16))  # noqa: F821
+        i = np.int32(i + THREADS)
+    i, end = np.int32(end + cuda.threadIdx.x), np.int32((rows * length * ITEM + 15) >> 4)
+    while i < end:
+        n_bytes = np.int32(max(0, there - 16 * i))
+        copy16(words, np.int32(to + 4 * i), pixels, begin + i * (16 // ITEM), n_bytes)  # noqa: F821
+        i = np.int32(i + THREADS)
 
 
 def _stage_table(table, words, to, begin, quads):
@@ -121,7 +135,7 @@ def _lay_shares(products, words, shares, slab):
     at = shares + cuda.threadIdx.x // GROUPS * slab + cuda.threadIdx.x % GROUPS
     for r in range(ROWS):
         for cluster in range(CLUSTERS):
-            words[np.int32(at + (cluster * ROWS + r) * GROUPS)] = products[r * CLUSTERS + cluster]
+            words[index(at + (cluster * ROWS + r) * GROUPS)] = products[r * CLUSTERS + cluster]  # noqa: F821
 
 
 def _add_shares(words, shares, slab, norms):
@@ -129,14 +143,14 @@ def _add_shares(words, shares, slab, norms):
     for i in range(np.int32(cuda.threadIdx.x), np.int32(ROWS * GROUPS * CLUSTERS), np.int32(THREADS)):
         total = np.float32(0)
         for share in range(THREADS // GROUPS):
-            total += words[np.int32(shares + share * slab + i)]
-        words[np.int32(shares + i)] = norms[i // (ROWS * GROUPS)] - np.float32(2) * total
+            total += words[index(shares + share * slab + i)]  # noqa: F821
+        words[index(shares + i)] = norms[index(i // (ROWS * GROUPS))] - np.float32(2) * total  # noqa: F821
 
 
 def _choose_from_shares(words, shares, row):
-    label, least = np.int32(0), words[np.int32(shares + row)]
+    label, least = np.int32(0), words[index(shares + row)]  # noqa: F821
     for cluster in range(1, CLUSTERS):
-        score = words[np.int32(shares + cluster * (ROWS * GROUPS) + row)]
+        score = words[index(shares + cluster * (ROWS * GROUPS) + row)]  # noqa: F821
         if score < least:
             label, least = np.int32(cluster), score
     return label
@@ -200,9 +214,9 @@ def _place_tile(begin, length, counts, order, settled):
 
 def _sum_cluster(cluster, place, values, order, counts, centre, magic, totals):
     """Add the pixels of one cluster to its totals; return where the next one's begin in the order."""
-    end = np.int32(place + counts[cluster])
+    end = np.int32(place + counts[index(cluster)])  # noqa: F821
     while place < end:
-        at = np.uint64(np.uint32(order[place] + cuda.threadIdx.x))
+        at = index(order[index(place)] + cuda.threadIdx.x)  # noqa: F821
         for j in range(EACH):
             value = values[at + np.uint64(j * THREADS)]
             if WHOLE:
