@@ -133,7 +133,7 @@ def assign_and_sum_cpu(
     Parameters
     ----------
     pixels : (n, features) ndarray
-        Of a real dtype, native byte order; either axis may run fastest.
+        Either axis may run fastest; float32 or integers of 8 or 16 bit are read as they are, others are copied first.
     centroids : (k, features) float32 ndarray
         Less the mean.
     mean : (features,) float32 ndarray

@@ -14,6 +14,7 @@ FEATURES = 512  # of a block, summed in one go
 TILE_BYTES = 192 * 1024
 LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of 24, so that rows go by threes and by eights
 LINE = 64  # bytes
+DTYPES = frozenset(np.dtype(t) for t in ("float32", "uint16", "int16", "uint8"))  # read as they are
 
 
 @njit(nogil=True, cache=True)
@@ -60,14 +61,18 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def flatten(pixels: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """The memory under (n, features) pixels as one line of values, with the steps along both axes."""
+    """The memory under (n, features) pixels as one line of values, with the steps along both axes.
+
+    Pixels of other dtypes than `DTYPES`, or whose values don't follow each other along either axis, are copied.
+    """
     n, features = pixels.shape
+    if pixels.dtype not in DTYPES:
+        pixels = pixels.astype(np.float32)
     steps = [stride // pixels.itemsize for stride in pixels.strides]
     if features == 1:
         steps[1] = 1
-    if 0 in pixels.shape or 1 not in steps or min(steps) < 1 or not pixels.dtype.isnative:
-        pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
-        steps = [features, 1]
+    if 0 in pixels.shape or 1 not in steps or min(steps) < 1:
+        pixels, steps = np.ascontiguousarray(pixels), [features, 1]
     length = (n - 1) * steps[0] + (features - 1) * steps[1] + 1 if pixels.size else 0
     flat = np.lib.stride_tricks.as_strided(pixels, (length,), (pixels.itemsize,), writeable=False)
     return flat, steps[0], steps[1]

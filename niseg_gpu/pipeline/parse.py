@@ -53,8 +53,9 @@ class Compute(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU where one can be used.")
-    kernels: Literal["library", "own"] = Field(
-        "library", description="On a GPU: own takes kernels of our own where there are any, not tried on one yet."
+    kernels: Literal["auto", "library", "own"] = Field(
+        "auto",
+        description="auto: kernels of our own on the CPU, the libraries' on a GPU; either can be asked for by name.",
     )
     workers: Annotated[int, Ge(1)] | None = Field(None, description="Threads; all cores of this process by default.")
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.io.gate import gated
-from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
+from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
+from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
 from niseg_gpu.pipeline.inputs import Inputs, open_inputs
@@ -183,7 +184,7 @@ def store_blocks(
     with show_progress("blocks", total=image.size, quiet=quiet) as progress:
         sums["image"] = SumTarget(backend, shape=image.shape, dtype=np.float64, progress=progress)
         if session.last_step is not None:
-            table = PixelTable(backend, shape=image.shape, features="tof" in image.dims)
+            table = PixelTable(backend, shape=image.shape, features="tof" in image.dims, dtype=image.dtype)
             pairs.append((image, table))
         if "spots" in applied.masks:
             sums["spots"] = SumTarget(backend, shape=applied.masks["spots"].shape, dtype=np.uint32)
@@ -222,7 +223,7 @@ def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> Pixe
     """Compute every block once and gather the spectra; nothing is kept on disk."""
     import dask.array as da
 
-    table = PixelTable(session.engine.backend, shape=image.shape, features="tof" in image.dims)
+    table = PixelTable(session.engine.backend, shape=image.shape, features="tof" in image.dims, dtype=image.dtype)
     watch = SumTarget(session.engine.backend, shape=image.shape, dtype=np.float64, progress=progress)
     with gated([table, watch]) as targets:
         da.store([image.data, image.data], targets, lock=False)
@@ -243,7 +244,7 @@ def cluster(session: Session, table: PixelTable) -> KMeansResult:
     assert step is not None
     log.info("clustering %d pixels by %d values", *table.spectra.shape)
     with limit_threads(session.workers), session.clock.timing(step.name, table.spectra.nbytes):
-        found = fit_kmeans(table, **step.parameters)
+        found = fit_kmeans(table, session.workers, **step.parameters)
         session.engine.backend.synchronize()
     missing = int((~table.valid).sum())
     if missing:

@@ -16,7 +16,7 @@ from niseg_gpu.stack import StackInfo
 if TYPE_CHECKING:
     import xarray as xr
 
-    from niseg_gpu.kmeans import KMeansResult
+    from niseg_gpu.kmeans.step import KMeansResult
 
 
 def transform_file(
