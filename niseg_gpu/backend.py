@@ -108,6 +108,10 @@ class Cpu:
         """Pixels as (n, features) in memory of the device; here a view, where there can be one."""
         return np.moveaxis(np.asarray(block), axis, -1).reshape(-1, block.shape[axis])
 
+    def empty_rows(self, n: int, features: int, dtype: Any) -> np.ndarray:
+        """Room for (n, features) pixels, as `assign_and_sum` reads them best."""
+        return np.empty((n, features), dtype)
+
     def find_bounds(self, pixels: np.ndarray) -> Any:
         """Which pixels have data, and the range of each feature."""
         from niseg_gpu.kernels.moments import find_bounds_cpu
@@ -193,7 +197,7 @@ class Gpu:
             "overlap_correct": "cupy",
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
             "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
-            "kmeans": "array calls (own)" if self.kernels == "own" else "cuml.cluster.KMeans, one iteration a call",
+            "kmeans": clusters,
             "everything else": "cupy",
         }
 
@@ -228,7 +232,7 @@ class Gpu:
 
         reason = why_not(image.shape, image.dtype, size)
         if reason:
-            _say_library_is_taken(reason)
+            _say_other_is_taken(f"kernels is own, but not for this median: {reason}; cuCIM's is taken")
         return not reason
 
     def clean_spots(self, image: Any, *, size: int, threshold: float, kind: str) -> tuple[Any, Any]:
@@ -259,7 +263,18 @@ class Gpu:
 
     def as_rows(self, block: Any, *, axis: int) -> Any:
         rows = self.xp.moveaxis(self.xp.asarray(block), axis, -1).reshape(-1, block.shape[axis])
-        return self.xp.ascontiguousarray(rows)
+        if self.kernels != "own" or rows.flags.c_contiguous:
+            return self.xp.ascontiguousarray(rows)
+        room = self.empty_rows(*rows.shape, rows.dtype)
+        room[...] = rows
+        return room
+
+    def empty_rows(self, n: int, features: int, dtype: Any) -> Any:
+        if self.kernels != "own":
+            return self.xp.empty((n, features), dtype=dtype)
+        from niseg_gpu.kernels.lloyd_gpu import pad_row
+
+        return self.xp.zeros((n, pad_row(features, dtype)), dtype=dtype)[:, :features]
 
     def find_bounds(self, pixels: Any) -> Any:
         from niseg_gpu.kernels.lloyd_xp import find_bounds_xp
@@ -276,10 +291,17 @@ class Gpu:
 
         return measure_distances_xp(pixels, points=points, mean=mean, xp=self.xp)
 
-    def assign_and_sum(self, pixels: Any, **how: Any) -> Any:
+    def assign_and_sum(self, pixels: Any, *, centroids: Any, **how: Any) -> Any:
         from niseg_gpu.kernels.lloyd_xp import assign_and_sum_xp
 
-        return assign_and_sum_xp(pixels, xp=self.xp, **how)
+        if self.kernels == "own":
+            from niseg_gpu.kernels.lloyd_gpu import assign_and_sum_gpu, why_not
+
+            reason = why_not(pixels.shape, pixels.dtype, len(centroids))
+            if not reason:
+                return assign_and_sum_gpu(pixels, centroids=centroids, **how, xp=self.xp)
+            _say_other_is_taken(f"kernels is own, but not for this k-means: {reason}; array calls are taken")
+        return assign_and_sum_xp(pixels, centroids=centroids, **how, xp=self.xp)
 
     def run_lloyd(self, pixels: Any, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
         def iterate(data: Any, start: Any) -> tuple[Any, Any, float]:
@@ -321,8 +343,8 @@ class Gpu:
 
 
 @cache
-def _say_library_is_taken(reason: str) -> None:
-    log.warning("kernels is own, but not for this median: %s; cuCIM's is taken", reason)
+def _say_other_is_taken(why: str) -> None:
+    log.warning("%s", why)
 
 
 def neighbours_in_frame(ndim: int) -> np.ndarray:

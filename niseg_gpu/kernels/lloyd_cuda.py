@@ -10,14 +10,14 @@ Where clusters times features are too many for registers, tiles are cut along th
 found (`assign`); `sum_runs` reads the data again in the order of the labels.
 """
 
+# ruff: noqa: F821  (functions call each other by the names that `lloyd_cuda.build` gives them)
 from __future__ import annotations
 
 from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numba import config, cuda, float32, float64, int32, uint32
-from numba import types as numba_types
+from numba import config, cuda, float32, float64, int32, types, uint32
 
 from niseg_gpu.kernels import lloyd_ptx, lloyd_tile
 from niseg_gpu.kernels.lloyd_ptx import UNPACKED
@@ -30,6 +30,7 @@ from niseg_gpu.kernels.lloyd_tile import (
     ITEM,
     MOVED,
     ORDER,
+    PER_VECTOR,
     PRODUCTS,
     ROWS,
     SETTLED,
@@ -42,6 +43,7 @@ from niseg_gpu.kernels.lloyd_tile import (
     WIDTH,
     WORD,
 )
+
 
 def _begin(words, ints, mean, at, quads, features):
     """Set the counters to zero and bring the mean into shared memory."""
@@ -62,28 +64,28 @@ def _fuse(pixels, n, length, features, vectors, table, mean, norms, magic, label
     tile, values = cuda.shared.array(0, WORD), cuda.shared.array(0, VALUE)
     products, settled = cuda.local.array(PRODUCTS, float32), cuda.local.array(SETTLED, int32)
     totals, centre = cuda.local.array(TOTALS, TOTAL), cuda.local.array(EACH, float32)
-    thread, rows, quads = cuda.threadIdx.x, ROWS * GROUPS, vectors * max(1, WIDTH // 4)
+    thread, rows, quads = cuda.threadIdx.x, ROWS * GROUPS, vectors * PER_VECTOR
     counts, own_count, own_moved = ints, 0, 0
     order = ints[ORDER:]
     at_tiles, step, at_table, at_mean, shares, slab = places
-    begin(words, ints, mean, at_mean, quads, features)  # noqa: F821
+    begin(words, ints, mean, at_mean, quads, features)
     for i in range(TOTALS):
         totals[i] = TOTAL(0)
     if not WHOLE:
         for j in range(EACH):
             feature = thread + j * THREADS
             centre[j] = mean[feature] if feature < features else np.float32(0)
-    stage_table(table, words, at_table, 0, quads)  # noqa: F821
+    stage_table(table, words, at_table, 0, quads)
     number, tiles, side = cuda.blockIdx.x, (n + rows - 1) // rows, 0
-    stage_rows(pixels, words, at_tiles, number * rows, min(rows, n - number * rows), length)  # noqa: F821
-    close_copies()  # noqa: F821
+    stage_rows(pixels, words, at_tiles, number * rows, lesser(rows, n - number * rows), length)
+    close_copies()
     while number < tiles:
         following = number + cuda.gridDim.x
         if following < tiles:
             to = at_tiles + (1 - side) * step
-            stage_rows(pixels, words, to, following * rows, min(rows, n - following * rows), length)  # noqa: F821
-        close_copies()  # noqa: F821
-        await_older_copies()  # noqa: F821
+            stage_rows(pixels, words, to, following * rows, lesser(rows, n - following * rows), length)
+        close_copies()
+        await_older_copies()
         cuda.syncthreads()
         at = (at_tiles + side * step) * (4 // ITEM)  # in values
         scale = 1 if WIDTH == 1 else 4 // ITEM
@@ -91,13 +93,13 @@ def _fuse(pixels, n, length, features, vectors, table, mean, norms, magic, label
             products[i] = np.float32(0)
         row = np.int32((at + thread % GROUPS * length) // scale)
         gap = np.int32(GROUPS * length // scale)
-        multiply(tile, words, row, gap, at_table, at_mean, vectors, features, products)  # noqa: F821
+        multiply(tile, words, row, gap, at_table, at_mean, vectors, features, products)
         first = number * rows
-        own_moved += settle_tile(first, n, labels, norms, words, shares, slab, products, counts, settled)  # noqa: F821
+        own_moved += settle_tile(first, n, labels, norms, words, shares, slab, products, counts, settled)
         cuda.syncthreads()
-        place_tile(at, length, counts, order, settled)  # noqa: F821
+        place_tile(at, length, counts, order, settled)
         cuda.syncthreads()
-        sum_tile(values, order, counts, centre, magic, totals, np.int32(0))  # noqa: F821
+        sum_tile(values, order, counts, centre, magic, totals, np.int32(0))
         cuda.syncthreads()
         if thread < CLUSTERS:
             own_count += counts[thread]
@@ -109,8 +111,8 @@ def _fuse(pixels, n, length, features, vectors, table, mean, norms, magic, label
     cuda.syncthreads()
     columns = CLUSTERS * (features + 1) + 1
     sums = partial[cuda.blockIdx.x * columns :]
-    put_totals(features, mean, counts, totals, sums)  # noqa: F821
-    put_tallies(counts, ints[MOVED:], sums[CLUSTERS * features :])  # noqa: F821
+    put_totals(features, mean, counts, totals, sums)
+    put_tallies(counts, ints[MOVED:], sums[CLUSTERS * features :])
 
 
 def _assign(pixels, n, length, features, vectors, table, mean, norms, labels, places, partial):
@@ -119,9 +121,8 @@ def _assign(pixels, n, length, features, vectors, table, mean, norms, labels, pl
     tile, values = cuda.shared.array(0, WORD), cuda.shared.array(0, VALUE)
     products, settled = cuda.local.array(PRODUCTS, float32), cuda.local.array(SETTLED, int32)
     thread, rows, own_moved = cuda.threadIdx.x, ROWS * GROUPS, 0
-    per_vector = max(1, WIDTH // 4)
     at_tiles, step, at_table, at_mean, shares, slab = places
-    begin(words, ints, mean, at_mean, vectors * per_vector, features)  # noqa: F821
+    begin(words, ints, mean, at_mean, vectors * PER_VECTOR, features)
     length_here = 4 * SPAN + 1 if WIDTH == 1 else 4 * SPAN + 4
     number, tiles, side, ahead = cuda.blockIdx.x, (n + rows - 1) // rows, 0, 0
     while number < tiles:
@@ -135,28 +136,28 @@ def _assign(pixels, n, length, features, vectors, table, mean, norms, labels, pl
             if ahead >= vectors:
                 following, ahead = number + cuda.gridDim.x, 0
             if following < tiles:
-                here, other = min(SPAN, vectors - ahead), 1 - side
+                here, other = lesser(SPAN, vectors - ahead), 1 - side
                 first, to = following * rows, at_tiles + other * step
-                stage_span(pixels, words, values, to, first, min(rows, n - first), length, ahead, here)  # noqa: F821
-                to, quad = at_table + other * (4 * SPAN * per_vector * CLUSTERS), ahead * per_vector
-                stage_table(table, words, to, quad, here * per_vector)  # noqa: F821
-            close_copies()  # noqa: F821
+                stage_span(pixels, words, values, to, first, lesser(rows, n - first), length, ahead, here)
+                to, quad = at_table + other * (4 * SPAN * PER_VECTOR * CLUSTERS), ahead * PER_VECTOR
+                stage_table(table, words, to, quad, here * PER_VECTOR)
+            close_copies()
             if start >= 0:
-                await_older_copies()  # noqa: F821
+                await_older_copies()
                 cuda.syncthreads()
-                at, here = at_tiles + side * step, min(SPAN, vectors - start)
+                at, here = at_tiles + side * step, lesser(SPAN, vectors - start)
                 row = np.int32((at if WIDTH > 1 else at * (4 // ITEM)) + thread * length_here)
-                at = at_table + side * (4 * SPAN * per_vector * CLUSTERS)
-                gap, at_quad = np.int32(GROUPS * length_here), at_mean + 4 * start * per_vector
-                multiply(tile, words, row, gap, at, at_quad, here, features - 4 * start, products)  # noqa: F821
+                at = at_table + side * (4 * SPAN * PER_VECTOR * CLUSTERS)
+                gap, at_quad = np.int32(GROUPS * length_here), at_mean + 4 * start * PER_VECTOR
+                multiply(tile, words, row, gap, at, at_quad, here, features - 4 * start, products)
                 cuda.syncthreads()
             side = 1 - side
         first = number * rows
-        own_moved += settle_tile(first, n, labels, norms, words, shares, slab, products, ints, settled)  # noqa: F821
+        own_moved += settle_tile(first, n, labels, norms, words, shares, slab, products, ints, settled)
         number += cuda.gridDim.x
     cuda.atomic.add(ints, MOVED, np.int32(own_moved))
     cuda.syncthreads()
-    put_tallies(ints, ints[MOVED:], partial[cuda.blockIdx.x * (CLUSTERS + 1) :])  # noqa: F821
+    put_tallies(ints, ints[MOVED:], partial[cuda.blockIdx.x * (CLUSTERS + 1) :])
 
 
 def _prepare(centroids, k, features, quads, table, norms):
@@ -186,13 +187,13 @@ def _sum_runs(pixels, length, features, mean, magic, order, starts, run, sums):
     """Kernel: sum runs of pixels in the order of their labels; see `_add_runs` for where the sums go."""
     feature = cuda.blockIdx.y * THREADS + cuda.threadIdx.x
     place = starts[0] + cuda.blockIdx.x * run
-    stop, label = min(place + run, starts[CLUSTERS]), 0
+    stop, label = lesser(place + run, starts[CLUSTERS]), 0
     if feature >= features:
         return
     while place < stop:
         while starts[label + 1] <= place:
             label += 1
-        end, begin = min(stop, starts[label + 1]), place
+        end, begin = lesser(stop, starts[label + 1]), place
         total, centre = TOTAL(0), mean[feature]
         while place < end:
             value = pixels[np.int64(order[place]) * length + feature]
@@ -217,7 +218,7 @@ def _add_runs(sums, starts, run, features, out):
         behind = (end - 1) // run + 1 if end > begin else 0
         for r in range(begin // run + cuda.threadIdx.x // COLUMNS, behind, THREADS // COLUMNS):
             total += sums[(r + label) * features + column % features]
-    add_tree(total, column, CLUSTERS * features, out)  # noqa: F821
+    add_tree(total, column, CLUSTERS * features, out)
 
 
 def _add_parts(partial, parts, columns, out):
@@ -227,7 +228,7 @@ def _add_parts(partial, parts, columns, out):
     if column < columns:
         for part in range(cuda.threadIdx.x // COLUMNS, parts, THREADS // COLUMNS):
             total += partial[part * columns + column]
-    add_tree(total, column, columns, out)  # noqa: F821
+    add_tree(total, column, columns, out)
 
 
 def _add_tree(total, column, columns, out):
@@ -268,7 +269,7 @@ def build(kernel: str, *, dtype: np.dtype, clusters: int, wide: bool, whole: boo
         Features that a thread sums.
     """
     width = 16 // dtype.itemsize if wide else 1
-    value = getattr(numba_types, dtype.name)
+    value = getattr(types, dtype.name)
     total = (int32 if dtype.kind == "i" else uint32) if whole else float64
     settings = {
         "GROUPS": groups,
@@ -278,6 +279,7 @@ def build(kernel: str, *, dtype: np.dtype, clusters: int, wide: bool, whole: boo
         "TOTALS": each * clusters,
         "ITEM": dtype.itemsize,
         "WIDTH": width,
+        "PER_VECTOR": max(1, width // 4),
         "WHOLE": whole,
         "FLIP": 0x8000_8000 if wide and dtype == np.int16 else 0,
         "VALUE": value,
@@ -286,14 +288,14 @@ def build(kernel: str, *, dtype: np.dtype, clusters: int, wide: bool, whole: boo
     }
     scope = {**globals(), **vars(lloyd_tile), **settings}
     scope |= {name: getattr(lloyd_ptx, name) for name in INSTRUCTIONS}
-    for function in (*ON_DEVICE, *_write_out(clusters, width)):
+    for function in (*ON_DEVICE, *_write_out(clusters, settings["PER_VECTOR"])):
         made = _rebuild(function, scope)
         # the simulator needs no wrapper, and it would only slow it down
         scope[function.__name__.removeprefix("_")] = made if config.ENABLE_CUDASIM else cuda.jit(device=True)(made)
     return _rebuild(KERNELS[f"_{kernel}"], scope)
 
 
-def _write_out(clusters: int, width: int) -> list[Any]:
+def _write_out(clusters: int, per_vector: int) -> list[Any]:
     """Loops over what is in registers, written out: not all of them would be unrolled, and then it would not be."""
     heads = {
         "multiply_clusters(words, begin, x, products)": "multiply_cluster(words, begin, {}, x, products)",
@@ -308,7 +310,7 @@ def _write_out(clusters: int, width: int) -> list[Any]:
     functions = []
     for head, line in heads.items():
         made: dict[str, Any] = {}
-        n = max(1, width // 4) if "quad" in line else clusters
+        n = per_vector if "quad" in line else clusters
         # as a bare number, each would be a type of its own, and compiled for itself
         exec("\n    ".join([f"def {head}:", *(line.format(f"np.int32({i})") for i in range(n))]), made)
         functions.append(made[head.partition("(")[0]])

@@ -1,6 +1,6 @@
 """One pass of k-means over a table of pixels on a CUDA GPU; see `lloyd_cuda` for how, and `lloyd` for the CPU's.
 
-Nothing here has run on a GPU yet. The kernels compile for one, and their results are checked in numba's simulator, which
+Nothing here has run on a GPU yet. The kernels compile for one, and their results are checked in numba's simulator, that
 ``NUMBA_ENABLE_CUDASIM=1`` in the environment switches on before numba is imported; arrays are NumPy's there.
 
 Sums are exact as the CPU's are: float64 takes values rounded to a quantum, or, where values and mean are whole numbers,
@@ -95,14 +95,7 @@ def why_not(shape: tuple[int, ...], dtype: Any, n_clusters: int) -> str:
     return ""
 
 
-def are_whole(mean: np.ndarray, dtype: Any, quantum: float) -> bool:
-    """Whether values less the mean are whole numbers that no rounding changes."""
-    return np.dtype(dtype).kind in "iu" and quantum <= 1 and bool((mean == np.rint(mean)).all())
-
-
-def assign_and_sum_gpu(
-    pixels: Any, *, centroids: Any, mean: Any, quantum: float, labels: Any, whole: bool, xp: Any
-) -> Sums:
+def assign_and_sum_gpu(pixels: Any, *, centroids: Any, mean: Any, quantum: float, labels: Any, xp: Any) -> Sums:
     """Give each pixel its nearest centroid and sum the pixels of each cluster.
 
     Parameters
@@ -116,29 +109,30 @@ def assign_and_sum_gpu(
         See `niseg_gpu.kernels.lloyd.choose_quantum`.
     labels : (n,) int32 array
         Updated in place; of equally near centroids the first. Negative ones stay, their pixels are left out.
-    whole : bool
-        What `are_whole` says.
     xp : module
         Array namespace of all arrays: cupy, or numpy in the simulator.
 
     Returns
     -------
     Sums
-        `sums` and `sizes` on the device.
+        On the host: one small copy brings all of it.
     """
     (n, features), k = pixels.shape, len(centroids)
     if n == 0:
-        return Sums(xp.zeros((k, features)), xp.zeros(k, dtype=np.int64), 0)
+        return Sums(np.zeros((k, features)), np.zeros(k, np.int64), 0)
     flat, length = _flatten(pixels, xp)
     wide = length * pixels.itemsize % 16 == 0 and _address(flat) % 16 == 0
+    # whole numbers less a whole mean are whole: nothing is rounded
+    whole = pixels.dtype.kind in "iu" and quantum <= 1 and bool(xp.all(mean == xp.rint(mean)))
     plan = make_plan(features, length, pixels.dtype, k=k, wide=wide, whole=whole, shared=_device()[1])
     magic = 1.5 * 2.0**52 * quantum
     table, norms = _lay_out(plan, centroids, features, xp)
-    sums, tallies = (_pass_once if plan.fused else _pass_twice)(
-        plan, (flat, n, length, features), table, mean, norms, magic, labels, xp
-    )
-    sizes = xp.astype(tallies[:k], np.int64) if hasattr(xp, "astype") else tallies[:k].astype(np.int64)
-    return Sums(sums.reshape(-1, features)[:k], sizes, int(tallies[-1]))
+    run = _pass_once if plan.fused else _pass_twice
+    found = run(plan, (flat, n, length, features), table, mean, norms, magic, labels, xp)
+    found = found if config.ENABLE_CUDASIM else found.get()
+    clusters = plan.case.clusters
+    sums, sizes = found[: clusters * features].reshape(clusters, features), found[clusters * features : -1]
+    return Sums(sums[:k], sizes[:k].astype(np.int64), int(found[-1]))
 
 
 @cache
@@ -184,8 +178,7 @@ def _pass_once(plan: Plan, pixels: Any, table: Any, mean: Any, norms: Any, magic
     partial = xp.empty(blocks * columns, dtype=np.float64)
     arguments = flat, n, length, features, plan.vectors, table, mean, norms, magic, labels, plan.places, partial
     _launch("fuse", plan.case, blocks, arguments, xp, shared=plan.shared)
-    out = _add_up(plan.case, partial, blocks, columns, xp)
-    return out[: plan.case.clusters * features], out[plan.case.clusters * features :]
+    return _add_up(plan.case, partial, blocks, columns, xp)
 
 
 def _pass_twice(plan: Plan, pixels: Any, table: Any, mean: Any, norms: Any, magic: float, labels: Any, xp: Any) -> Any:
@@ -206,7 +199,7 @@ def _pass_twice(plan: Plan, pixels: Any, table: Any, mean: Any, norms: Any, magi
     _launch("sum_runs", case, grid, (flat, length, features, mean, magic, order, starts, RUN, partial), xp)
     sums = xp.empty(case.clusters * features, dtype=np.float64)
     _launch("add_runs", case, -(-sums.size // lloyd_tile.COLUMNS), (partial, starts, RUN, features, sums), xp)
-    return sums, tallies
+    return xp.concatenate([sums, tallies])
 
 
 def _lay_out(plan: Plan, centroids: Any, features: int, xp: Any) -> tuple[Any, Any]:

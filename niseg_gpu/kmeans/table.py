@@ -31,9 +31,8 @@ class PixelTable:
         self.features = features
         pixels, dtype = int(np.prod(self.map_shape)), np.dtype(dtype)
         narrow = dtype.kind in "iu" and dtype.itemsize <= 2
-        self.spectra = backend.xp.empty(
-            (pixels, shape[0] if features else 1), dtype=dtype.newbyteorder("=") if narrow else np.float32
-        )
+        kept = dtype.newbyteorder("=") if narrow else np.dtype(np.float32)
+        self.spectra = backend.empty_rows(pixels, shape[0] if features else 1, kept)
         self.valid = np.zeros(pixels, dtype=bool)
 
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
