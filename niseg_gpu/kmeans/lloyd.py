@@ -72,21 +72,32 @@ class Fit:
 
 
 def measure_points(points: Any) -> Measure:
-    """Find the pixels with data, their mean and spread, in two passes; pixels without are labelled -1."""
+    """Find the pixels with data, their mean and spread, in three passes; pixels without are labelled -1."""
     n, low, high = points.each(mark_valid, merge=_merge_bounds)
     if n == 0:
         return Measure(0, np.zeros(points.n_features, np.float32), 0.0, 0.0)
     centre = (low / 2 + high / 2).astype(np.float32)
-    reach = float(np.maximum(high.astype(np.float64) - centre, centre - low.astype(np.float64)).max())
-    square_quantum = choose_quantum(reach**2 * points.n_features, n)
-    sums, squares = points.each(
-        sum_moments, merge=_add, centre=centre, quantum=choose_quantum(reach, n), square_quantum=square_quantum
-    )
+    sums, _ = _sum_about(points, centre, n, low, high)
     mean = (centre + sums / n).astype(np.float32)
-    offset = mean.astype(np.float64) - centre
-    total = squares - 2 * float(offset @ sums) + n * float(offset @ offset)
-    largest = float(np.maximum(high.astype(np.float64) - mean, mean - low.astype(np.float64)).max())
-    return Measure(n, mean, largest, max(total, 0.0))
+    # the squares of just those float32 differences that the iteration will see, or small inertias would drown
+    _, squares = _sum_about(points, mean, n, low, high)
+    return Measure(n, mean, _reach(mean, low, high), squares)
+
+
+def _sum_about(points: Any, centre: np.ndarray, n: int, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, float]:
+    reach = _reach(centre, low, high)
+    return points.each(
+        sum_moments,
+        merge=_add,
+        centre=centre,
+        quantum=choose_quantum(reach, n),
+        square_quantum=choose_quantum(reach**2 * points.n_features, n),
+    )
+
+
+def _reach(centre: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    """The largest distance from the centre that a value can have."""
+    return float(np.maximum(high.astype(np.float64) - centre, centre - low.astype(np.float64)).max())
 
 
 def run_lloyd(points: Any, measure: Measure, *, start: np.ndarray, max_iter: int, tol: float) -> Fit:
