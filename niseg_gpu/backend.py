@@ -46,6 +46,7 @@ class Cpu:
     name = "cpu"
     threads = 2**16  # that may work at once: as many as there are
     keeps_rows = False  # kernels read pixels in any layout
+    has_bus = False  # between its memory and the host's
     kernels = "own"  # or library; set by `select`
 
     @property
@@ -111,6 +112,14 @@ class Cpu:
     def empty_rows(self, n: int, features: int, dtype: Any) -> np.ndarray:
         """Room for (n, features) pixels, as `assign_and_sum` reads them best."""
         return np.empty((n, features), dtype)
+
+    def pin_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Copy pixels to where the device gets them fastest from, in the host's memory."""
+        return rows.copy()
+
+    def bring(self, blocks: Any) -> Iterator[tuple[Any, np.ndarray]]:
+        """Give (name, block) pairs from the host's memory on the device; the next is on its way meanwhile."""
+        yield from blocks
 
     def find_bounds(self, pixels: np.ndarray) -> Any:
         """Which pixels have data, and the range of each feature."""
@@ -188,11 +197,13 @@ class Gpu:
     name = "gpu"
     threads = 1  # its kernels are parallel themselves
     keeps_rows = True  # of pixels that lay otherwise
+    has_bus = True
     kernels = "library"  # or own; set by `select`
 
     @property
     def uses(self) -> dict[str, str]:
         library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3 and 5"
+        clusters = "numba.cuda (own kernel)" if self.kernels == "own" else "cuml.cluster.KMeans, one iteration a call"
         return {
             "overlap_correct": "cupy",
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
@@ -275,6 +286,17 @@ class Gpu:
         from niseg_gpu.kernels.lloyd_gpu import pad_row
 
         return self.xp.zeros((n, pad_row(features, dtype)), dtype=dtype)[:, :features]
+
+    def pin_rows(self, rows: Any) -> np.ndarray:
+        from niseg_gpu.kernels.bus import pin
+
+        return pin(rows, xp=self.xp)
+
+    def bring(self, blocks: Any) -> Iterator[tuple[Any, Any]]:
+        from niseg_gpu.kernels.bus import Bus, bring
+
+        blocks = list(blocks)
+        return bring(blocks, bus=Bus(max((block.nbytes for _, block in blocks), default=0), xp=self.xp))
 
     def find_bounds(self, pixels: Any) -> Any:
         from niseg_gpu.kernels.lloyd_xp import find_bounds_xp
