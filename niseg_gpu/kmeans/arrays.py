@@ -79,8 +79,8 @@ def _hold_parts(
     parts, pixel_bytes = [], array.shape[axis] * array.dtype.itemsize
     for i, region in enumerate(regions):
         n = math.prod(s.stop - s.start for s in region)
-        keep = keep_bytes >= n * pixel_bytes
-        keep_bytes -= n * pixel_bytes if keep else keep_bytes
+        keep_bytes -= n * pixel_bytes
+        keep = keep_bytes >= 0
         hold_bytes -= 0 if keep else n * pixel_bytes
         labels = backend.xp.full(n, -1, dtype=backend.xp.int32)
         parts.append(Part(i, backend, array, axis, region, labels, keep=keep, hold=not keep and hold_bytes >= 0))
