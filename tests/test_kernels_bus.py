@@ -1,4 +1,4 @@
-"""Blocks on their way to a device, and k-means on more data than a device holds, with a device that writes it all down."""
+"""Blocks on their way to a device, and k-means on more data than it has room for; the device is a stand-in."""
 
 from __future__ import annotations
 
