@@ -19,7 +19,7 @@ from benchmarks.rows import run_benchmark
 from benchmarks.table import format_table
 from niseg_gpu.errors import UserError, suggest
 
-SUBJECTS = ("read", "overlap", "spots", "kmeans", "end_to_end")
+SUBJECTS = ("read", "overlap", "spots", "kmeans", "kmeans_gpu", "end_to_end")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +61,11 @@ def find_benchmarks(names: Sequence[str]) -> Iterator[type]:
         if subject not in SUBJECTS:
             raise UserError(f"no benchmark is named {subject!r}{suggest(subject, SUBJECTS)}")
         module = importlib.import_module(f"benchmarks.bench_{subject}")
-        kinds = {k: v for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__}
+        kinds = {
+            name: kind
+            for name, kind in vars(module).items()
+            if isinstance(kind, type) and kind.__module__ == module.__name__ and not name.startswith("_")
+        }
         if wanted and wanted not in kinds:
             raise UserError(f"{subject} has no benchmark {wanted!r}{suggest(wanted, kinds)}")
         yield from [kinds[wanted]] if wanted else kinds.values()

@@ -18,7 +18,8 @@ def format_table(record: dict[str, Any]) -> str:
     """Return one record's conditions, rows and footnotes as Markdown."""
     rows = record["rows"]
     lines = [*_conditions(record), "", *format_head(HEAD), *(format_line(_cells(row)) for row in rows)]
-    notes = {row["benchmark"]: f"{row['benchmark']}: {_size(row)}; {row['included']}; {row['equal']}." for row in rows}
+    measured = [row for row in rows if "skipped" not in row]
+    notes = {r["benchmark"]: f"{r['benchmark']}: {_size(r)}; {r['included']}; {r['equal']}." for r in measured}
     return "\n".join([*lines, "", *(f"- {note}" for note in notes.values())])
 
 
@@ -37,6 +38,8 @@ def _conditions(record: dict[str, Any]) -> list[str]:
 def _cells(row: dict[str, Any]) -> list[str]:
     parameters = "".join(f" {value}" for value in row["params"].values())
     what = f"{row['benchmark']}{parameters}"
+    if "skipped" in row:
+        return [what, row["side"], f"skipped: {row['skipped']}".replace("|", "\\|"), "", "", "", ""]
     if "failed" in row:
         return [what, row["side"], f"failed: {row['failed']}".replace("|", "\\|"), "", "", "", ""]
     seconds, peak, others = row["seconds"], row.get("peak_memory_gb"), row["cores_used_by_others"]

@@ -117,22 +117,40 @@ def assign_and_sum_gpu(pixels: Any, *, centroids: Any, mean: Any, quantum: float
     Sums
         On the host: one small copy brings all of it.
     """
-    (n, features), k = pixels.shape, len(centroids)
-    if n == 0:
+    k, features = centroids.shape
+    if len(pixels) == 0:
         return Sums(np.zeros((k, features)), np.zeros(k, np.int64), 0)
-    flat, length = _flatten(pixels, xp)
-    wide = length * pixels.itemsize % 16 == 0 and _address(flat) % 16 == 0
     # whole numbers less a whole mean are whole: nothing is rounded
     whole = pixels.dtype.kind in "iu" and quantum <= 1 and bool(xp.all(mean == xp.rint(mean)))
-    plan = make_plan(features, length, pixels.dtype, k=k, wide=wide, whole=whole, shared=_device()[1])
-    magic = 1.5 * 2.0**52 * quantum
-    table, norms = _lay_out(plan, centroids, features, xp)
-    run = _pass_once if plan.fused else _pass_twice
-    found = run(plan, (flat, n, length, features), table, mean, norms, magic, labels, xp)
+    found = start_pass(pixels, centroids=centroids, mean=mean, quantum=quantum, labels=labels, whole=whole, xp=xp)
     found = found if config.ENABLE_CUDASIM else found.get()
-    clusters = plan.case.clusters
+    clusters = (found.size - 1) // (features + 1)
     sums, sizes = found[: clusters * features].reshape(clusters, features), found[clusters * features : -1]
     return Sums(sums[:k], sizes[:k].astype(np.int64), int(found[-1]))
+
+
+def start_pass(pixels: Any, *, centroids: Any, mean: Any, quantum: float, labels: Any, whole: bool, xp: Any) -> Any:
+    """Do the same without waiting for it.
+
+    Parameters
+    ----------
+    pixels, centroids, mean, quantum, labels, xp
+        As `assign_and_sum_gpu` takes them; one pixel at least.
+    whole : bool
+        Whether pixels and mean are whole numbers, and the quantum no more than 1.
+
+    Returns
+    -------
+    (k' (features + 1) + 1,) float64 array
+        On the device: sums and sizes of k' >= k clusters, labels that changed.
+    """
+    n, features = pixels.shape
+    flat, length = _flatten(pixels, xp)
+    wide = length * pixels.itemsize % 16 == 0 and _address(flat) % 16 == 0
+    plan = make_plan(features, length, pixels.dtype, k=len(centroids), wide=wide, whole=whole, shared=_device()[1])
+    table, norms = _lay_out(plan, centroids, features, xp)
+    run = _pass_once if plan.fused else _pass_twice
+    return run(plan, (flat, n, length, features), table, mean, norms, 1.5 * 2.0**52 * quantum, labels, xp)
 
 
 @cache

@@ -201,7 +201,6 @@ class LocalPoints(Points):
             _run_threads(feed, work, self.workers)
         return merged[0] if merge is not None else [results[i] for i in numbers]
 
-
     def _bring(self, held: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, Any]]:
         """What the host holds, on the device; there is one thread that works for it."""
         for number, rows in self.backend.bring(held) if held else ():
