@@ -274,8 +274,10 @@ class Gpu:
 
     def as_rows(self, block: Any, *, axis: int) -> Any:
         rows = self.xp.moveaxis(self.xp.asarray(block), axis, -1).reshape(-1, block.shape[axis])
-        if self.kernels != "own" or rows.flags.c_contiguous:
+        if self.kernels != "own":
             return self.xp.ascontiguousarray(rows)
+        if rows.strides[1] == rows.itemsize and rows.strides[0] >= rows.shape[1] * rows.itemsize:
+            return rows
         room = self.empty_rows(*rows.shape, rows.dtype)
         room[...] = rows
         return room

@@ -181,6 +181,7 @@ def check_twin() -> None:
     turned = twin.as_rows(np.asarray(rows.T.reshape(37, 5, 8)), axis=0)
     np.testing.assert_array_equal(turned, rows)
     assert turned.strides == (80, 2)
+    assert np.shares_memory(twin.as_rows(rows, axis=1), rows), "what is in rows already is not copied"
 
 
 COMPILED = {  # kernel: dtype, clusters, wide, whole, groups, each
