@@ -140,7 +140,10 @@ class Cpu:
         return measure_distances_cpu(pixels, points=points, mean=mean)
 
     def assign_and_sum(self, pixels: np.ndarray, **how: Any) -> Any:
-        """One pass of k-means: nearest centroids, and each cluster's sum; see `kernels.lloyd.assign_and_sum_cpu`."""
+        """One pass of k-means: nearest centroids, and each cluster's sum; see `kernels.lloyd.assign_and_sum_cpu`.
+
+        Centroids and mean come from the host on either device.
+        """
         from niseg_gpu.kernels.lloyd import assign_and_sum_cpu
 
         return assign_and_sum_cpu(pixels, **how)
@@ -315,7 +318,7 @@ class Gpu:
 
         return measure_distances_xp(pixels, points=points, mean=mean, xp=self.xp)
 
-    def assign_and_sum(self, pixels: Any, *, centroids: Any, **how: Any) -> Any:
+    def assign_and_sum(self, pixels: Any, *, centroids: Any, mean: Any, **how: Any) -> Any:
         from niseg_gpu.kernels.lloyd_xp import assign_and_sum_xp
 
         if self.kernels == "own":
@@ -323,9 +326,10 @@ class Gpu:
 
             reason = why_not(pixels.shape, pixels.dtype, len(centroids))
             if not reason:
-                return assign_and_sum_gpu(pixels, centroids=centroids, **how, xp=self.xp)
+                return assign_and_sum_gpu(pixels, centroids=centroids, mean=mean, **how, xp=self.xp)
             _say_other_is_taken(f"kernels is own, but not for this k-means: {reason}; array calls are taken")
-        return assign_and_sum_xp(pixels, centroids=centroids, **how, xp=self.xp)
+        centroids, mean = self.from_host(centroids), self.from_host(mean)
+        return assign_and_sum_xp(pixels, centroids=centroids, mean=mean, **how, xp=self.xp)
 
     def run_lloyd(self, pixels: Any, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
         def iterate(data: Any, start: Any) -> tuple[Any, Any, float]:

@@ -259,8 +259,7 @@ def test_on_a_gpu(backend, dtype: str, features: int, k: int) -> None:
             labels = xp.asarray(expected)
             want = CPU.assign_and_sum(pixels, **how, quantum=2.0**-20, labels=expected)
             rows = xp.asarray(np.asarray(pixels.base))[:, :features] if pad else xp.asarray(pixels)
-            on_device = {name: xp.asarray(values) for name, values in how.items()}
-            got = assign_and_sum_gpu(rows, **on_device, quantum=2.0**-20, labels=labels, xp=xp)
+            got = assign_and_sum_gpu(rows, **how, quantum=2.0**-20, labels=labels, xp=xp)
             np.testing.assert_array_equal(backend.to_host(labels), expected)
             np.testing.assert_array_equal(got.sums, want.sums)
             np.testing.assert_array_equal(got.sizes, want.sizes)

@@ -102,15 +102,15 @@ def assign_and_sum_gpu(pixels: Any, *, centroids: Any, mean: Any, quantum: float
     ----------
     pixels : (n, features) array
         Of one of `DTYPES`; features run fastest. Rows may be padded, see `pad_row`.
-    centroids : (k, features) float32 array
+    centroids : (k, features) float32 ndarray
         Less the mean.
-    mean : (features,) float32 array
+    mean : (features,) float32 ndarray
     quantum : float
         See `niseg_gpu.kernels.lloyd.choose_quantum`.
     labels : (n,) int32 array
         Updated in place; of equally near centroids the first. Negative ones stay, their pixels are left out.
     xp : module
-        Array namespace of all arrays: cupy, or numpy in the simulator.
+        Array namespace of pixels and labels: cupy, or numpy in the simulator.
 
     Returns
     -------
@@ -121,8 +121,9 @@ def assign_and_sum_gpu(pixels: Any, *, centroids: Any, mean: Any, quantum: float
     if len(pixels) == 0:
         return Sums(np.zeros((k, features)), np.zeros(k, np.int64), 0)
     # whole numbers less a whole mean are whole: nothing is rounded
-    whole = pixels.dtype.kind in "iu" and quantum <= 1 and bool(xp.all(mean == xp.rint(mean)))
-    found = start_pass(pixels, centroids=centroids, mean=mean, quantum=quantum, labels=labels, whole=whole, xp=xp)
+    whole = pixels.dtype.kind in "iu" and quantum <= 1 and bool((mean == np.rint(mean)).all())
+    on_device = {"centroids": xp.asarray(centroids), "mean": xp.asarray(mean), "labels": labels}
+    found = start_pass(pixels, **on_device, quantum=quantum, whole=whole, xp=xp)
     found = found if config.ENABLE_CUDASIM else found.get()
     clusters = (found.size - 1) // (features + 1)
     sums, sizes = found[: clusters * features].reshape(clusters, features), found[clusters * features : -1]
@@ -135,7 +136,7 @@ def start_pass(pixels: Any, *, centroids: Any, mean: Any, quantum: float, labels
     Parameters
     ----------
     pixels, centroids, mean, quantum, labels, xp
-        As `assign_and_sum_gpu` takes them; one pixel at least.
+        As `assign_and_sum_gpu` takes them, but all on the device, and one pixel at least.
     whole : bool
         Whether pixels and mean are whole numbers, and the quantum no more than 1.
 
@@ -150,7 +151,7 @@ def start_pass(pixels: Any, *, centroids: Any, mean: Any, quantum: float, labels
     plan = make_plan(features, length, pixels.dtype, k=len(centroids), wide=wide, whole=whole, shared=_device()[1])
     table, norms = _lay_out(plan, centroids, features, xp)
     run = _pass_once if plan.fused else _pass_twice
-    return run(plan, (flat, n, length, features), table, mean, norms, 1.5 * 2.0**52 * quantum, labels, xp)
+    return run(plan, (flat, n, length, features), table, mean, norms, 1.5 * 2.0**52 * float(quantum), labels, xp)
 
 
 @cache
@@ -268,7 +269,8 @@ def _launch(name: str, case: Case, blocks: Any, arguments: tuple[Any, ...], xp: 
     kernel = _kernel(name, case)
     stream = 0
     if not config.ENABLE_CUDASIM:
-        arguments = tuple(cuda.as_cuda_array(a, sync=False) if hasattr(a, "data") else a for a in arguments)
+        arrays = "__cuda_array_interface__"
+        arguments = tuple(cuda.as_cuda_array(a, sync=False) if hasattr(a, arrays) else a for a in arguments)
         kernel = _allow_shared(kernel.specialize(*arguments), shared)
         pointer = xp.cuda.get_current_stream().ptr
         stream = cuda.external_stream(pointer) if pointer else 0

@@ -197,13 +197,7 @@ def forget_labels(part: Part, pixels: Any) -> None:
 
 def assign_and_sum(part: Part, pixels: Any, *, centroids: np.ndarray, mean: np.ndarray, quantum: float) -> Sums:
     backend = part.backend
-    found = backend.assign_and_sum(
-        pixels,
-        centroids=backend.from_host(centroids),
-        mean=backend.from_host(mean),
-        quantum=quantum,
-        labels=part.labels,
-    )
+    found = backend.assign_and_sum(pixels, centroids=centroids, mean=mean, quantum=quantum, labels=part.labels)
     return Sums(backend.to_host(found.sums), backend.to_host(found.sizes), found.moved)
 
 
