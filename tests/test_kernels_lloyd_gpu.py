@@ -73,7 +73,7 @@ def compare(pixels: np.ndarray, start: np.ndarray, *, whole: bool = False, left_
         np.testing.assert_allclose(got.sums[label], exact, rtol=1e-6, atol=1e-5 * n, err_msg=case)
 
 
-def use_small_blocks(threads: int = 8, *, shared: int = 1 << 20, least: int = 2) -> None:
+def use_small_blocks(threads: int = 8, *, shared: int = 1 << 20, least: int = 1) -> None:
     """Small data then make several tiles, blocks and shares of the features."""
     from niseg_gpu.kernels import lloyd_gpu, lloyd_tile
 
@@ -96,7 +96,7 @@ def check_shares() -> None:
     from niseg_gpu.kernels.lloyd_gpu import Plan, make_plan
 
     for seed, (dtype, shared, groups) in enumerate((("float32", 6000, 4), ("uint16", 4000, 4), ("int16", 4000, 4))):
-        use_small_blocks(16, shared=shared, least=4)
+        use_small_blocks(16, shared=shared, least=1)
         for pad in (True, False):
             pixels, start = draw(seed, 25, 37, 4, dtype, pad=pad)
             length = pixels.strides[0] // pixels.itemsize
@@ -132,7 +132,7 @@ def check_twice() -> None:
     lloyd_gpu.MOST_TOTALS = 0
     for seed, (dtype, pad) in enumerate((("float32", True), ("float32", False), ("uint16", True), ("uint8", False))):
         compare(*draw(seed, 24, 37, 3, dtype, pad=pad), whole=seed >= 2)
-    lloyd_gpu.MOST_TOTALS = 64
+    lloyd_gpu.MOST_TOTALS = 128
     lloyd_gpu.make_plan.cache_clear()
     compare(*draw(5, 24, 9, 18, "float32"))  # two clusters more than there are, infinitely far
     compare(*draw(6, 24, 21, 2, "int16"), left_out=1000, whole=True)
@@ -187,6 +187,7 @@ def check_twin() -> None:
 COMPILED = {  # kernel: dtype, clusters, wide, whole, groups, each
     "fuse-float32": ("fuse", "float32", 10, True, False, 16, 3),
     "fuse-uint16": ("fuse", "uint16", 10, True, True, 32, 3),
+    "fuse-most-registers": ("fuse", "float32", 16, True, False, 8, 4),
     "assign-uint16": ("assign", "uint16", 64, True, True, 256, 1),
     "sum_runs-float32": ("sum_runs", "float32", 64, False, False, 256, 1),
 }

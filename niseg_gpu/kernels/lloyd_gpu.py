@@ -21,10 +21,10 @@ from niseg_gpu.kernels.lloyd import Sums
 DTYPES = frozenset(map(np.dtype, ("uint8", "int16", "uint16", "float32")))
 MOST_CLUSTERS = 64
 EXACT_CLUSTERS = 16  # up to which a kernel is made for just that many; beyond, in steps of 4
-MOST_TOTALS = 64  # registers that hold sums
+MOST_TOTALS = 128  # registers that hold sums; all in all a thread has 255
 MOST_ADDED = 65_535  # whole numbers of 16 bit whose sum fits into 32
 RUN = 1024  # pixels whose sums are added up by one block, when they are read again
-LEAST_GROUPS = 8  # so that a tile begins at a multiple of 16 bytes, whatever the dtype
+LEAST_GROUPS = 2  # or 8, so that a tile of close rows begins at a multiple of 16 bytes, whatever the dtype
 SIMULATED = 2, 232_448  # multiprocessors and shared memory of the simulator; an H100 has 132
 
 
@@ -162,7 +162,7 @@ def make_plan(features: int, length: int, dtype: np.dtype, *, k: int, wide: bool
     vectors = length * dtype.itemsize // 16 if wide else -(-features // 4)
     if clusters <= EXACT_CLUSTERS and each * clusters * (1 if whole else 2) <= MOST_TOTALS:
         groups = lloyd_tile.THREADS
-        while groups >= LEAST_GROUPS:
+        while groups >= (LEAST_GROUPS if wide else 4 * LEAST_GROUPS):
             plan = _place(Plan(Case(dtype, clusters, wide, whole, groups, each), True, vectors, (), 0), length)
             if plan.shared <= shared:
                 return plan
