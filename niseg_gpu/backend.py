@@ -52,9 +52,10 @@ class Cpu:
     @property
     def uses(self) -> dict[str, str]:
         own, library = "numba (own kernel)", "scipy.ndimage.median_filter"
+        spots = f"numba (own kernels) for frames of sizes 3, 5, 7 and volumes of 3, {library} for others"
         return {
             "overlap_correct": own,
-            "remove_spots": f"{own} for sizes 3 and 5, {library} for others" if self.kernels == "own" else library,
+            "remove_spots": spots if self.kernels == "own" else library,
             "detect_spots": "numba (own k-d tree)",
             "kmeans": own if self.kernels == "own" else "sklearn.cluster.KMeans (lloyd)",
             "everything else": "numpy",
@@ -66,10 +67,12 @@ class Cpu:
 
     def median(self, image: np.ndarray, *, size: tuple[int, ...]) -> np.ndarray:
         """Running median over a window of `size` per axis, the border value repeated outside."""
-        from niseg_gpu.kernels import median
+        from niseg_gpu.kernels import median, median_volume
 
-        if self.kernels == "own" and median.covers(image.dtype, size):
+        if self.kernels == "own" and median.covers_on_cpu(image.dtype, size):
             return median.median_frames(image, size=size[-1])
+        if self.kernels == "own" and median_volume.covers_volume(image.dtype, size):
+            return median_volume.median_volume(image)
         from scipy.ndimage import median_filter
 
         return median_filter(image, size=size, mode="nearest")
@@ -80,9 +83,18 @@ class Cpu:
         """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`."""
         from niseg_gpu.kernels import median, spots_xp
 
-        if self.kernels == "own" and median.covers(image.dtype, (size, size)) and threshold >= 0:
+        if self.kernels == "own" and median.covers_on_cpu(image.dtype, (size, size)) and threshold >= 0:
             return median.clean_frames(image, size=size, threshold=threshold, kind=kind)
         return spots_xp.clean_spots_xp(image, xp=np, median=self.median, size=size, threshold=threshold, kind=kind)
+
+    def replace_spots(self, image: np.ndarray, *, window: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
+        """Replace spots with any options, and count them; see `niseg_gpu.kernels.spots_xp.replace_spots_xp`."""
+        from niseg_gpu.kernels import median, spots_cpu, spots_xp
+
+        if self.kernels == "own" and image.dtype in median.DTYPES and all(side == 1 for side in window[:-3]):
+            twin = {"median": self.median, "label": self.label}
+            return spots_cpu.replace_spots_cpu(image, **twin, window=window, **options)
+        return spots_xp.replace_spots_xp(image, backend=self, window=window, **options)
 
     def label(self, mask: np.ndarray) -> tuple[np.ndarray, int]:
         """Number the spots of each frame (the last two axes) from 1, 8-connected; also return how many there are."""
@@ -269,6 +281,11 @@ class Gpu:
 
             return clean_frames_gpu(image, size=size, threshold=threshold, kind=kind, xp=self.xp)
         return clean_spots_xp(image, xp=self.xp, median=self.median, size=size, threshold=threshold, kind=kind)
+
+    def replace_spots(self, image: Any, *, window: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
+        from niseg_gpu.kernels.spots_xp import replace_spots_xp
+
+        return replace_spots_xp(image, backend=self, window=window, **options)
 
     def label(self, mask: Any) -> tuple[Any, int]:
         label = importlib.import_module("cupyx.scipy.ndimage").label

@@ -107,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     kinds = simulate.add_subparsers(metavar="KIND", required=True)
     _add_simulate_tof(kinds)
     _add_simulate_radiograph(kinds)
+    _add_simulate_roots(kinds)
 
     add_knn(commands)
     for name in OPS:
@@ -175,6 +176,16 @@ def _add_simulate_radiograph(kinds: Any) -> None:
     parser = add_command(kinds, "radiograph", _simulate_radiograph, text)
     parser.add_argument("output", metavar="OUT", help="folder to make")
     add_keywords(parser, simulate_radiograph)
+
+
+def _add_simulate_roots(kinds: Any) -> None:
+    from niseg_gpu.pipeline.parameters import add_keywords
+    from niseg_gpu.simulate.roots import simulate_roots
+
+    text = "Simulate roots in soil, as a radiograph of a slab or a tomogram of a pot, with the truth."
+    parser = add_command(kinds, "roots", _simulate_roots, text)
+    parser.add_argument("output", metavar="OUT", help="folder to make")
+    add_keywords(parser, simulate_roots)
 
 
 def _set_up_logging(options: argparse.Namespace) -> None:
@@ -270,20 +281,38 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _simulate_tof(options: argparse.Namespace) -> None:
-    from niseg_gpu.pipeline.parameters import keywords_of
+    from niseg_gpu.figures_simulate import picture_tof
     from niseg_gpu.simulate.tof import simulate_tof
 
-    simulate_tof(Path(options.output), **{name: getattr(options, name) for name in keywords_of(simulate_tof)})
-    say(options, f"wrote {options.output}")
+    _simulate(options, simulate_tof, picture_tof)
 
 
 def _simulate_radiograph(options: argparse.Namespace) -> None:
-    from niseg_gpu.pipeline.parameters import keywords_of
+    from niseg_gpu.figures_simulate import picture_radiograph
     from niseg_gpu.simulate.radiograph import simulate_radiograph
 
-    named = {name: getattr(options, name) for name in keywords_of(simulate_radiograph)}
-    simulate_radiograph(Path(options.output), **named)
-    say(options, f"wrote {options.output}")
+    _simulate(options, simulate_radiograph, picture_radiograph)
+
+
+def _simulate(options: argparse.Namespace, simulate: Any, picture: Any) -> None:
+    """Call a generator with its options and put a picture of what it made beside it."""
+    from niseg_gpu.pipeline.parameters import keywords_of
+
+    out = Path(options.output)
+    summary = simulate(out, **{name: getattr(options, name) for name in keywords_of(simulate)})
+    (out / "preview.png").write_bytes(picture(out).light)
+    clipped = summary["n_clipped"]
+    say(options, f"wrote {out}, see {out / 'preview.png'}" + (f"; {clipped} values clipped" if clipped else ""))
+
+
+def _simulate_roots(options: argparse.Namespace) -> None:
+    from niseg_gpu.figures_roots import draw_previews
+    from niseg_gpu.pipeline.parameters import keywords_of
+    from niseg_gpu.simulate.roots import simulate_roots
+
+    named = {name: getattr(options, name) for name in keywords_of(simulate_roots)}
+    simulate_roots(Path(options.output), draw_previews, **named)
+    say(options, f"wrote {options.output}; pictures: {Path(options.output) / 'preview'}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -79,7 +79,7 @@ def test_labels_agree_with_plain_script(corrected):
 
 
 def test_runner_measures_every_step(bench_data, tmp_path, capsys):
-    names = ["read", "overlap", "spots", "kmeans"]
+    names = ["read", "overlap", "spots", "kmeans", "simulate"]
     status = runner.main([*names, "--seconds", "0", "--data", str(bench_data), "--json", str(tmp_path / "rows.json")])
     assert status == 0
     record = json.loads((tmp_path / "rows.json").read_text())

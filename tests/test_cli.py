@@ -113,7 +113,28 @@ def test_simulate_tof(niseg, tmp_path: Path) -> None:
     status, out, err = niseg("simulate", "tof", tmp_path / "sim", "--n-bins", 20, "--height", 32, "--width", 40)
     assert (status, err) == (0, "") and "wrote" in out
     assert open_stack(tmp_path / "sim" / "sample").shape == (20, 32, 40)
+    assert (tmp_path / "sim" / "preview.png").read_bytes().startswith(b"\x89PNG")
     assert niseg("simulate", "tof", tmp_path / "sim")[0] == 2
+
+
+def test_simulate_tof_takes_ranges_and_lists(niseg, tmp_path: Path) -> None:
+    size = ["--n-bins", 20, "--height", 32, "--width", 40, "--no-open-beam", "--quiet"]
+    ranges = [
+        "--wavelength-range",
+        "2,4.5",
+        "--shutters",
+        "5,15",
+        "--scene",
+        "mixture",
+        "--texture",
+        "alpha_iron:110:0.7",
+    ]
+    assert niseg("simulate", "tof", tmp_path / "sim", *size, *ranges) == (0, "", "")
+    made = json.loads((tmp_path / "sim" / "truth" / "simulation.json").read_text())
+    assert made["wavelength_range_angstrom"] == [2.0, 4.5] and made["window_bins"] == [[0, 5], [5, 20]]
+    for wrong in ("2", "2,x", "4,2"):
+        status, _, err = niseg("simulate", "tof", tmp_path / "other", "--wavelength-range", wrong)
+        assert status == 2 and err.count("\n") == 1 and "wavelength" in err.replace("-", "_")
 
 
 def test_info(niseg) -> None:

@@ -25,7 +25,8 @@ class Op(NamedTuple):
     apply : callable or None
         ``(block, **state) -> block``, or ``(block, mask)`` where `mask` is true. None: the step ends the pipeline.
     fit : callable or None
-        ``(before, **parameters) -> state``. None: the parameters are the state.
+        ``(before, **parameters) -> state``. None: the parameters are the state. With ``**`` in its signature, the
+        keywords of `apply` are parameters too.
     check : callable or None
         ``(before, **parameters)``; raises what can be known without reading data. None: `fit` reads none and does it.
     describe : callable
@@ -59,7 +60,13 @@ OPS: dict[str, Op] = {
     "assign_wavelength": Op(tof.assign_wavelength, describe=tof.describe_assign_wavelength),
     "select_tof": Op(tof.select_tof, fit=tof.fit_select_tof, describe=tof.describe_select_tof, whole=TOF),
     "rebin_tof": Op(tof.rebin_tof, fit=tof.fit_rebin_tof, describe=tof.describe_rebin_tof, whole=TOF),
-    "remove_spots": Op(spots.remove_spots, check=spots.check_remove_spots, halo=spots.halo_remove_spots, mask=True),
+    "remove_spots": Op(
+        spots.remove_spots,
+        fit=spots.fit_remove_spots,
+        check=spots.check_remove_spots,
+        halo=spots.halo_remove_spots,
+        mask=True,
+    ),
     "detect_spots": Op(knn.detect_spots, fit=knn.fit_detect_spots, halo=knn.halo_detect_spots, mask=True),
     "normalize": Op(
         correct.normalize, fit=correct.fit_normalize, check=correct.check_normalize, describe=correct.describe_normalize
