@@ -14,7 +14,7 @@ A benchmark class has the shape that asv knows (``params``, ``param_names``, ``s
 ``shape``, ``dtype``, ``nbytes``
     Of the data gone through, known after ``setup``; GB/s are these bytes over the seconds.
 ``why_not()``
-    Optional: says why the benchmark can't run here, or nothing.
+    Optional: why nothing of it can be measured here; an empty string where it can.
 
 A method may return a `Ran`, when it took the time itself.
 """
@@ -65,12 +65,12 @@ def run_benchmark(kind: type, *, size: str, seconds: float) -> Iterator[dict[str
     seconds : float
         For the repeats of each side; each is run once at least.
     """
-    reason = kind.why_not() if hasattr(kind, "why_not") else ""
-    if reason:
-        yield {"benchmark": _name(kind), "params": {"size": size}, "side": "", "skipped": reason}
-        return
+    missing = kind.why_not() if hasattr(kind, "why_not") else ""
     for values in product(*kind.params):
         if values[0] != size:
+            continue
+        if missing:
+            yield {"benchmark": name_benchmark(kind), "params": _name(kind, values), "side": "", "skipped": missing}
             continue
         benchmark = kind()
         benchmark.setup(*values)
@@ -144,12 +144,21 @@ def _repeat(sides: dict[str, Any], values: tuple[Any, ...], runs: dict[str, list
             del ran
 
 
+def name_benchmark(kind: type) -> str:
+    """Its subject and class, as the command line takes them."""
+    return f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}"
+
+
+def _name(kind: Any, values: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip(kind.param_names, values, strict=True))
+
+
 def _head(benchmark: Any, values: tuple[Any, ...], side: str) -> dict[str, Any]:
     """What the row is about."""
     kind = type(benchmark)
     return {
-        "benchmark": _name(kind),
-        "params": dict(zip(kind.param_names, values, strict=True)),
+        "benchmark": name_benchmark(kind),
+        "params": _name(kind, values),
         "side": side,
         "reference": benchmark.reference.removeprefix("time_"),
         "equal": benchmark.equal,
@@ -158,10 +167,6 @@ def _head(benchmark: Any, values: tuple[Any, ...], side: str) -> dict[str, Any]:
         "dtype": str(benchmark.dtype),
         "bytes": int(benchmark.nbytes),
     }
-
-
-def _name(kind: type) -> str:
-    return f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}"
 
 
 def _seconds(benchmark: Any, side: str, runs: list[Ran], middle: dict[str, float]) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Cpu:
     name = "cpu"
     threads = 2**16  # that may work at once: as many as there are
     keeps_rows = False  # kernels read pixels in any layout
+    has_bus = False  # between its memory and the host's
     kernels = "own"  # or library; set by `select`
 
     @property
@@ -161,6 +162,18 @@ class Cpu:
         """Pixels as (n, features) in memory of the device; here a view, where there can be one."""
         return np.moveaxis(np.asarray(block), axis, -1).reshape(-1, block.shape[axis])
 
+    def empty_rows(self, n: int, features: int, dtype: Any) -> np.ndarray:
+        """Room for (n, features) pixels, as `assign_and_sum` reads them best."""
+        return np.empty((n, features), dtype)
+
+    def pin_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Copy pixels to where the device gets them fastest from, in the host's memory."""
+        return rows.copy()
+
+    def bring(self, blocks: Any) -> Iterator[tuple[Any, np.ndarray]]:
+        """Give (name, block) pairs from the host's memory on the device; the next is on its way meanwhile."""
+        yield from blocks
+
     def find_bounds(self, pixels: np.ndarray) -> Any:
         """Which pixels have data, and the range of each feature."""
         from niseg_gpu.kernels.moments import find_bounds_cpu
@@ -180,7 +193,10 @@ class Cpu:
         return measure_distances_cpu(pixels, points=points, mean=mean)
 
     def assign_and_sum(self, pixels: np.ndarray, **how: Any) -> Any:
-        """One pass of k-means: nearest centroids, and each cluster's sum; see `kernels.lloyd.assign_and_sum_cpu`."""
+        """One pass of k-means: nearest centroids, and each cluster's sum; see `kernels.lloyd.assign_and_sum_cpu`.
+
+        Centroids and mean come from the host on either device.
+        """
         from niseg_gpu.kernels.lloyd import assign_and_sum_cpu
 
         return assign_and_sum_cpu(pixels, **how)
@@ -252,16 +268,18 @@ class Gpu:
     name = "gpu"
     threads = 1  # its kernels are parallel themselves
     keeps_rows = True  # of pixels that lay otherwise
+    has_bus = True
     kernels = "library"  # or own; set by `select`
 
     @property
     def uses(self) -> dict[str, str]:
         library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3, 5, 7 and 3 x 3 x 3"
+        clusters = "numba.cuda (own kernel)" if self.kernels == "own" else "cuml.cluster.KMeans, one iteration a call"
         return {
             "overlap_correct": "cupy",
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
             "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
-            "kmeans": "array calls (own)" if self.kernels == "own" else "cuml.cluster.KMeans, one iteration a call",
+            "kmeans": clusters,
             "everything else": "cupy",
         }
 
@@ -296,7 +314,7 @@ class Gpu:
 
         reason = why_not(image.shape, image.dtype, size)
         if reason:
-            _say_library_is_taken(reason)
+            _say_other_is_taken(f"kernels is own, but not for this median: {reason}; cuCIM's is taken")
         return not reason
 
     def clean_spots(
@@ -350,7 +368,31 @@ class Gpu:
 
     def as_rows(self, block: Any, *, axis: int) -> Any:
         rows = self.xp.moveaxis(self.xp.asarray(block), axis, -1).reshape(-1, block.shape[axis])
-        return self.xp.ascontiguousarray(rows)
+        if self.kernels != "own":
+            return self.xp.ascontiguousarray(rows)
+        if rows.strides[1] == rows.itemsize and rows.strides[0] >= rows.shape[1] * rows.itemsize:
+            return rows
+        room = self.empty_rows(*rows.shape, rows.dtype)
+        room[...] = rows
+        return room
+
+    def empty_rows(self, n: int, features: int, dtype: Any) -> Any:
+        if self.kernels != "own":
+            return self.xp.empty((n, features), dtype=dtype)
+        from niseg_gpu.kernels.lloyd_gpu import pad_row
+
+        return self.xp.zeros((n, pad_row(features, dtype)), dtype=dtype)[:, :features]
+
+    def pin_rows(self, rows: Any) -> np.ndarray:
+        from niseg_gpu.kernels.bus import pin
+
+        return pin(rows, xp=self.xp)
+
+    def bring(self, blocks: Any) -> Iterator[tuple[Any, Any]]:
+        from niseg_gpu.kernels.bus import Bus, bring
+
+        blocks = list(blocks)
+        return bring(blocks, bus=Bus(max((block.nbytes for _, block in blocks), default=0), xp=self.xp))
 
     def find_bounds(self, pixels: Any) -> Any:
         from niseg_gpu.kernels.lloyd_xp import find_bounds_xp
@@ -367,10 +409,18 @@ class Gpu:
 
         return measure_distances_xp(pixels, points=points, mean=mean, xp=self.xp)
 
-    def assign_and_sum(self, pixels: Any, **how: Any) -> Any:
+    def assign_and_sum(self, pixels: Any, *, centroids: Any, mean: Any, **how: Any) -> Any:
         from niseg_gpu.kernels.lloyd_xp import assign_and_sum_xp
 
-        return assign_and_sum_xp(pixels, xp=self.xp, **how)
+        if self.kernels == "own":
+            from niseg_gpu.kernels.lloyd_gpu import assign_and_sum_gpu, why_not
+
+            reason = why_not(pixels.shape, pixels.dtype, len(centroids))
+            if not reason:
+                return assign_and_sum_gpu(pixels, centroids=centroids, mean=mean, **how, xp=self.xp)
+            _say_other_is_taken(f"kernels is own, but not for this k-means: {reason}; array calls are taken")
+        centroids, mean = self.from_host(centroids), self.from_host(mean)
+        return assign_and_sum_xp(pixels, centroids=centroids, mean=mean, **how, xp=self.xp)
 
     def run_lloyd(self, pixels: Any, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
         def iterate(data: Any, start: Any) -> tuple[Any, Any, float]:
@@ -432,8 +482,8 @@ class Gpu:
 
 
 @cache
-def _say_library_is_taken(reason: str) -> None:
-    log.warning("kernels is own, but not for this median: %s; cuCIM's is taken", reason)
+def _say_other_is_taken(why: str) -> None:
+    log.warning("%s", why)
 
 
 def neighbours_in_frame(ndim: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.ndimage import median_filter
 from sklearn.cluster import KMeans
 
-from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, _say_library_is_taken, backend_of, iterate_lloyd, select, why_no_gpu
+from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, _say_other_is_taken, backend_of, iterate_lloyd, select, why_no_gpu
 from niseg_gpu.errors import UserError
 
 
@@ -90,7 +90,7 @@ def test_own_kernels_need_a_gpu_that_numba_can_use(monkeypatch: pytest.MonkeyPat
 def test_what_our_kernel_lacks_goes_to_the_library_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     twin, frames = Gpu(), np.random.default_rng(0).integers(0, 9, (3, 8, 8)).astype(float)
     vars(twin).update(kernels="own", xp=np, _median=median_filter)
-    _say_library_is_taken.cache_clear()
+    _say_other_is_taken.cache_clear()
     settings = {"size": (1, 3, 3), "threshold": 2.0, "kind": "both"}
     with caplog.at_level("WARNING", logger="niseg_gpu"):
         for _ in range(2):
