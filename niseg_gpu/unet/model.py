@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -139,7 +140,7 @@ def map_strips(
 
 
 def init_weights(config: UNetConfig, *, seed: int = 2018) -> tuple[Tree, Tree]:
-    """Draw the weights of a network (He et al., 10.1109/ICCV.2015.123).
+    """Draw the weights of a network (He et al., 10.1109/ICCV.2015.123), on the host: the same on every device.
 
     Parameters
     ----------
@@ -148,10 +149,20 @@ def init_weights(config: UNetConfig, *, seed: int = 2018) -> tuple[Tree, Tree]:
 
     Returns
     -------
-    params, state : nested dict of array
+    params, state : nested dict of float32 ndarray
         What is trained, and what is tracked besides.
     """
-    return split_model(UNet(config, rngs=nnx.Rngs(params=seed)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name == "kernel":
+            spread = math.sqrt(2 / math.prod(leaf.shape[:-1]))
+            return (spread * rng.standard_normal(leaf.shape)).astype(np.float32)
+        return np.full(leaf.shape, 1 if name in ("scale", "var") else 0, np.float32)
+
+    params, state = split_model(abstract_model(config))
+    return jax.tree.map_with_path(draw, params), jax.tree.map_with_path(draw, state)
 
 
 def split_model(model: UNet) -> tuple[Tree, Tree]:
@@ -163,8 +174,8 @@ def split_model(model: UNet) -> tuple[Tree, Tree]:
 def merge_model(config: UNetConfig, params: Tree, state: Tree) -> UNet:
     """Return the network with these weights."""
     graph, kept, tracked = nnx.split(abstract_model(config), nnx.Param, ...)
-    nnx.replace_by_pure_dict(kept, params)
-    nnx.replace_by_pure_dict(tracked, state)
+    nnx.replace_by_pure_dict(kept, jax.tree.map(jnp.asarray, params))
+    nnx.replace_by_pure_dict(tracked, jax.tree.map(jnp.asarray, state))
     return nnx.merge(graph, kept, tracked)
 
 
