@@ -50,8 +50,12 @@ class Cpu:
         "remove_spots": "numba (own kernel) for sizes 3 and 5, scipy.ndimage.median_filter for others",
         "detect_spots": "numba (own k-d tree)",
         "kmeans": "sklearn.cluster.KMeans (lloyd)",
+        "segment_unet": "jax on the CPU, float32",
         "everything else": "numpy",
     }
+    # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
+    network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True}
+    tile_pixels = {2: 1152**2, 3: 112**3}
 
     @property
     def xp(self) -> Any:
@@ -125,6 +129,29 @@ class Cpu:
 
         return find_nearest(index, queries, n_neighbors=n_neighbors, workers=workers)
 
+    @cached_property
+    def jax_device(self) -> Any:
+        """Where JAX computes what lies on this device."""
+        from niseg_gpu.xla import start_jax
+
+        return start_jax(cpu_model()).devices("cpu")[0]
+
+    def to_jax(self, block: np.ndarray) -> Any:
+        """The block for JAX on this device."""
+        from niseg_gpu.xla import start_jax
+
+        device = self.jax_device
+        return start_jax(cpu_model()).device_put(np.ascontiguousarray(block), device)
+
+    def from_jax(self, array: Any) -> np.ndarray:
+        return np.array(array)
+
+    def free_bytes(self) -> int:
+        """Memory of the device that can still be had."""
+        from niseg_gpu.xla import free_host_bytes
+
+        return free_host_bytes()
+
     def from_host(self, block: np.ndarray) -> np.ndarray:
         return block
 
@@ -143,6 +170,8 @@ class Gpu:
 
     name = "gpu"
     kernels = "library"  # or own; set by `select`
+    network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False}
+    tile_pixels = {2: 2048**2, 3: 384**3}
 
     @property
     def uses(self) -> dict[str, str]:
@@ -152,6 +181,7 @@ class Gpu:
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
             "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
             "kmeans": "cuml.cluster.KMeans, one iteration a call",
+            "segment_unet": "jax on the GPU, bfloat16",
             "everything else": "cupy",
         }
 
@@ -236,6 +266,25 @@ class Gpu:
         points, model = index
         candidates = model.kneighbors(queries, return_distance=False)
         return rank_candidates(points, queries, candidates, n_neighbors=n_neighbors, xp=self.xp)
+
+    @cached_property
+    def jax_device(self) -> Any:
+        from niseg_gpu.xla import find_gpu, start_jax
+
+        return find_gpu(start_jax(cpu_model()), self.xp.cuda.Device().id)
+
+    def to_jax(self, block: Any) -> Any:
+        from niseg_gpu.xla import start_jax
+
+        _ = self.jax_device  # or a complaint that says what to install
+        return start_jax(cpu_model()).dlpack.from_dlpack(self.xp.ascontiguousarray(block))
+
+    def from_jax(self, array: Any) -> Any:
+        return self.xp.from_dlpack(array)
+
+    def free_bytes(self) -> int:
+        free, _ = self.xp.cuda.runtime.memGetInfo()
+        return free
 
     def from_host(self, block: np.ndarray) -> Any:
         return self.xp.asarray(np.ascontiguousarray(block))
