@@ -60,7 +60,9 @@ class Conv(nnx.Module):
         kernel, bias = self.kernel[...], self.bias[...]
         if isinstance(x, Joined):
             split = x.coarse.shape[-1]
-            y = convolve_upsampled(x.coarse, kernel[..., :split, :], run) + convolve(x.fine, kernel[..., split:, :], run)
+            y = convolve_upsampled(x.coarse, kernel[..., :split, :], run) + convolve(
+                x.fine, kernel[..., split:, :], run
+            )
         else:
             y = convolve(x, kernel, run)
         return y + bias.astype(y.dtype)

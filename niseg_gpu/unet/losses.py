@@ -70,9 +70,7 @@ def focal(
     return _mean(entropy * weight, valid)
 
 
-def dice(
-    logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None, *, smooth: float = 1.0
-) -> jax.Array:
+def dice(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None, *, smooth: float = 1.0) -> jax.Array:
     """1 - the soft Dice coefficient over the batch (Milletari et al., 10.1109/3DV.2016.79), mean over the classes.
 
     Parameters
@@ -180,7 +178,9 @@ def median_frequency_weights(counts: Sequence[int]) -> tuple[float, ...]:
     """
     counts = np.asarray(counts, dtype=float)
     if not (counts > 0).all():
-        raise UserError(f"class {int(np.argmin(counts))} has no training pixel; leave it out, or give images that show it")
+        raise UserError(
+            f"class {int(np.argmin(counts))} has no training pixel; leave it out, or give images that show it"
+        )
     return tuple((np.median(counts) / counts).tolist())
 
 

@@ -101,7 +101,10 @@ def _histogram(values: jax.Array, counted: jax.Array, length: int) -> jax.Array:
 def add_counts(total: Counts | None, batch: Counts) -> Counts:
     """Add a batch's counts to those so far, on the host in 64 bit."""
     host = Counts(
-        *(np.asarray(part).astype(np.float64 if name == "error" else np.int64) for name, part in batch._asdict().items())
+        *(
+            np.asarray(part).astype(np.float64 if name == "error" else np.int64)
+            for name, part in batch._asdict().items()
+        )
     )
     return host if total is None else Counts(*(a + b for a, b in zip(total, host, strict=True)))
 

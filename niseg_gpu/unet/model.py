@@ -20,6 +20,7 @@ from niseg_gpu.unet.config import RECURRENCES, UNetConfig
 from niseg_gpu.unet.layers import MAKERS, Conv, Gate, Joined, Run, pool
 
 Tree = dict[str, Any]
+DEFAULT = Run()
 
 
 class UNet(nnx.Module):
@@ -47,7 +48,7 @@ class UNet(nnx.Module):
         self.ups = nnx.List([block((c + f, f), norm=config.norm, **made) for c, f in pairs])
         self.head = Conv((depths[0], config.out_classes), size=1, **made)
 
-    def __call__(self, images: jax.Array, run: Run = Run(), *, training: bool = False) -> jax.Array:  # noqa: B008
+    def __call__(self, images: jax.Array, run: Run = DEFAULT, *, training: bool = False) -> jax.Array:
         """Return what the head gives for each pixel: logits, or what goes through a ReLU to be a probability.
 
         Parameters
@@ -122,15 +123,23 @@ def map_strips(
     # how often a unit goes into each input, and into each result
     cuts = [x.shape[1] // units for x in inputs]
     shapes = jax.eval_shape(
-        function, *(jax.ShapeDtypeStruct((x.shape[0], tall * c, *x.shape[2:]), x.dtype) for x, c in zip(inputs, cuts, strict=True))
+        function,
+        *(
+            jax.ShapeDtypeStruct((x.shape[0], tall * c, *x.shape[2:]), x.dtype)
+            for x, c in zip(inputs, cuts, strict=True)
+        ),
     )
     ratios = [shape.shape[1] // tall for shape in shapes]
-    wholes = tuple(jnp.zeros((s.shape[0], units * r, *s.shape[2:]), s.dtype) for s, r in zip(shapes, ratios, strict=True))
+    wholes = tuple(
+        jnp.zeros((s.shape[0], units * r, *s.shape[2:]), s.dtype) for s, r in zip(shapes, ratios, strict=True)
+    )
 
     def work(i: jax.Array, wholes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         core = jnp.minimum(i * each, units - each)
         start = jnp.clip(core - halo, 0, units - tall)
-        found = function(*(lax.dynamic_slice_in_dim(x, start * c, tall * c, 1) for x, c in zip(inputs, cuts, strict=True)))
+        found = function(
+            *(lax.dynamic_slice_in_dim(x, start * c, tall * c, 1) for x, c in zip(inputs, cuts, strict=True))
+        )
         own = (lax.dynamic_slice_in_dim(y, (core - start) * r, each * r, 1) for y, r in zip(found, ratios, strict=True))
         return tuple(
             lax.dynamic_update_slice_in_dim(w, y, core * r, 1) for w, y, r in zip(wholes, own, ratios, strict=True)
@@ -180,7 +189,13 @@ def merge_model(config: UNetConfig, params: Tree, state: Tree) -> UNet:
 
 
 def apply_network(
-    config: UNetConfig, params: Tree, state: Tree, images: jax.Array, *, run: Run = Run(), training: bool = False  # noqa: B008
+    config: UNetConfig,
+    params: Tree,
+    state: Tree,
+    images: jax.Array,
+    *,
+    run: Run = DEFAULT,
+    training: bool = False,
 ) -> tuple[jax.Array, Tree]:
     """Apply a network: a pure function, to be compiled, differentiated and sharded.
 
@@ -216,6 +231,12 @@ def count_parameters(config: UNetConfig) -> dict[str, int]:
     for path, leaf in jax.tree.leaves_with_path(params):
         names = [str(step.key) for step in path[:-1]]
         counts["/".join(names)] = counts.get("/".join(names), 0) + math.prod(leaf.shape)
-    order = {"downs": 0, "bottom": 1, "gates": 2, "ups": 3, "head": 4}
-    deep = lambda name: (order[name.split("/")[0]], -int(name.split("/")[1]) if name.startswith("ups") else 0)
-    return {name: counts[name] for name in sorted(counts, key=deep)}
+    return {name: counts[name] for name in sorted(counts, key=_place)}
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Where in the network a layer stands: down, bottom, up again from the coarsest, head."""
+    part, _, rest = name.partition("/")
+    number = rest.partition("/")[0]
+    order = ("downs", "bottom", "gates", "ups", "head").index(part)
+    return order, -int(number) if part in ("gates", "ups") else 0

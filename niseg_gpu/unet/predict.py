@@ -70,7 +70,7 @@ def predict_unet(
     image: Any,
     model: UNetModel,
     *,
-    output: str = "labels",
+    result: str = "labels",
     flips: bool = False,
     threshold: float | None = None,
     precision: str = "auto",
@@ -87,7 +87,7 @@ def predict_unet(
     image : (..., Y, X) array
         NumPy or CuPy; on the scale of the training images. Where it is NaN or Inf, it is taken for background.
     model : UNetModel
-    output : {"labels", "probability"}
+    result : {"labels", "probability"}
         Classes, or the probability of not being background.
     flips : bool
         Take the mean of what the network gives for the image and for its mirror images: slower 4 or 8 times.
@@ -110,8 +110,8 @@ def predict_unet(
     UserError
         Too few axes for the model, or too little memory.
     """
-    if output not in ("labels", "probability"):
-        raise UserError(f"unet got output {output!r}; allowed: labels, probability")
+    if result not in ("labels", "probability"):
+        raise UserError(f"unet got result {result!r}; allowed: labels, probability")
     if precision not in ("auto", "float32", "bfloat16") or dtype not in ("float16", "float32"):
         raise UserError(
             f"unet got precision {precision!r} and dtype {dtype!r}; allowed: auto, float32, bfloat16; float16, float32"
@@ -122,7 +122,7 @@ def predict_unet(
         raise UserError(
             f"the unet is for volumes, and the image has {image.ndim} axes {tuple(image.shape)}; needed: z, y, x"
         )
-    shape, kept = tuple(image.shape), np.dtype(np.uint8 if output == "labels" else dtype)
+    shape, kept = tuple(image.shape), np.dtype(np.uint8 if result == "labels" else dtype)
     bad = None
     if image.dtype.kind == "f" and not bool(xp.isfinite(image).all()):
         bad = ~xp.isfinite(image)
@@ -137,16 +137,16 @@ def predict_unet(
     found = found.reshape(*shape[: len(shape) - dims], *found.shape[1:])
     found = found[(..., *(slice(n) for n in shape[-dims:]))]
     if bad is not None:
-        found = xp.where(bad, xp.asarray(0 if output == "labels" else np.nan, dtype=found.dtype), found)
+        found = xp.where(bad, xp.asarray(0 if result == "labels" else np.nan, dtype=found.dtype), found)
     return found
 
 
-def plan_memory(image: Any, model: UNetModel, *, output: str = "labels", tile_pixels: int | None = None) -> Memory:
+def plan_memory(image: Any, model: UNetModel, *, result: str = "labels", tile_pixels: int | None = None) -> Memory:
     """Return what `predict_unet` would hold on the image's device; compiles the network, and computes nothing."""
     backend, dims = backend_of(image), model.config.spatial_dims
     values = _pad(read_channels(image, model.normalisation), model.config, xp=backend.xp)
     values = backend.xp.reshape(values, (-1, *values.shape[-1 - dims :]))
-    dtype = np.dtype(np.uint8 if output == "labels" else np.float16)
+    dtype = np.dtype(np.uint8 if result == "labels" else np.float16)
     return _prepare(backend, model, Run(**backend.network), values, dtype=dtype, pixels=tile_pixels).memory
 
 
@@ -182,8 +182,8 @@ def _prepare(backend: Any, model: UNetModel, run: Run, values: Any, *, dtype: np
         pixels = batch * size // 2
         smaller = batch > 1 or plan_tiles(plan.padded, halo=config.halo, grid=config.grid, pixels=pixels) != plan
     raise UserError(
-        f"the unet needs {memory.total / 1e9:.2f} GB for a tile of {' x '.join(map(str, plan.size))}, the smallest, and "
-        f"{room / 1e9:.2f} GB are free; cut the image, take a machine with more memory, or train a smaller network"
+        f"the unet needs {memory.total / 1e9:.2f} GB for a tile of {' x '.join(map(str, plan.size))}, the smallest, "
+        f"and {room / 1e9:.2f} GB are free; cut the image, take a machine with more memory, or train a smaller network"
     )
 
 
@@ -267,9 +267,7 @@ def _corners(some: list[tuple[int, Tile]]) -> tuple[list[Any], ...]:
 
 
 @partial(jax.jit, static_argnames=("size", "normalisation"))
-def _cut(
-    volume: jax.Array, origins: jax.Array, *, size: tuple[int, ...], normalisation: Normalisation
-) -> jax.Array:
+def _cut(volume: jax.Array, origins: jax.Array, *, size: tuple[int, ...], normalisation: Normalisation) -> jax.Array:
     """Tiles (B, *size, C) at (B, 1 + d) origins, normalised."""
     whole = (1, *size, volume.shape[-1])
     tiles = [lax.dynamic_slice(volume, (*origin, 0), whole) for origin in origins]

@@ -19,7 +19,7 @@ def fit_segment_unet(
     before: Any,
     *,
     model: Annotated[str, NamesFile("")],
-    output: Literal["labels", "probability"] = "labels",
+    result: Literal["labels", "probability"] = "labels",
     threshold: Annotated[float, Ge(0), Le(1)] | None = None,
     flips: bool = False,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -30,7 +30,7 @@ def fit_segment_unet(
     ----------
     model : str
         Folder that ``niseg-gpu unet train`` wrote.
-    output : {"labels", "probability"}
+    result : {"labels", "probability"}
         Classes, or the probability of not being background.
     threshold : float
         Probability from which a pixel is a spot, for models of one class; the model's own by default.
@@ -47,7 +47,7 @@ def fit_segment_unet(
             f"segment_unet got threshold {threshold}, and {model} has {loaded.config.out_classes} classes, of which "
             "the most probable is taken; leave it out"
         )
-    return {"model": loaded, "output": output, "threshold": threshold, "flips": flips, "precision": precision}
+    return {"model": loaded, "result": result, "threshold": threshold, "flips": flips, "precision": precision}
 
 
 def _check_axes(model: UNetModel, dims: tuple[str, ...], path: str) -> None:
@@ -72,14 +72,14 @@ def _load(path: str, stamp: int) -> UNetModel:
     return load_unet(path)
 
 
-def segment_unet(image: Any, *, model: UNetModel, output: str = "labels", **options: Any) -> Any:
+def segment_unet(image: Any, *, model: UNetModel, result: str = "labels", **options: Any) -> Any:
     """Segment with a trained U-Net: classes of pixels, or the probability of not being background.
 
     Parameters
     ----------
     image : (..., Y, X) array
     model : UNetModel
-    output : {"labels", "probability"}
+    result : {"labels", "probability"}
     **options
         ``threshold``, ``flips`` and ``precision`` of `niseg_gpu.unet.predict.predict_unet`.
 
@@ -89,15 +89,15 @@ def segment_unet(image: Any, *, model: UNetModel, output: str = "labels", **opti
     """
     from niseg_gpu.unet.predict import predict_unet
 
-    found = predict_unet(image, model, output=output, **options)
-    if output == "labels":
+    found = predict_unet(image, model, result=result, **options)
+    if result == "labels":
         count("values segmented as not background", found != 0)
     return found
 
 
-def describe_segment_unet(info: Any, *, output: str = "labels", **_: Any) -> Any:
-    dtype = np.dtype(np.uint8 if output == "labels" else np.float16)
-    return info.with_(dtype=dtype, attrs={"quantity": output})
+def describe_segment_unet(info: Any, *, result: str = "labels", **_: Any) -> Any:
+    dtype = np.dtype(np.uint8 if result == "labels" else np.float16)
+    return info.with_(dtype=dtype, attrs={"quantity": result})
 
 
 def halo_segment_unet(*, model: UNetModel, **_: Any) -> tuple[int, int]:
