@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "KMeans": "niseg_gpu.kmeans.estimator",
     "UserError": "niseg_gpu.errors",
     "apply_steps": "niseg_gpu.pipeline.api",
     "cluster_stack": "niseg_gpu.pipeline.api",

@@ -44,18 +44,24 @@ class Cpu:
     """NumPy, SciPy and scikit-learn, with numba kernels where those are slow."""
 
     name = "cpu"
-    kernels = "own"  # wherever there is one
-    uses = {
-        "overlap_correct": "numba (own kernel)",
-        "remove_spots": "numba (own kernel) for sizes 3 and 5, scipy.ndimage.median_filter for others",
-        "detect_spots": "numba (own k-d tree)",
-        "kmeans": "sklearn.cluster.KMeans (lloyd)",
-        "segment_unet": "jax on the CPU, float32",
-        "everything else": "numpy",
-    }
+    threads = 2**16  # that may work at once: as many as there are
+    keeps_rows = False  # kernels read pixels in any layout
+    kernels = "own"  # or library; set by `select`
     # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
     network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True}
     tile_pixels = {2: 1152**2, 3: 112**3}
+
+    @property
+    def uses(self) -> dict[str, str]:
+        own, library = "numba (own kernel)", "scipy.ndimage.median_filter"
+        return {
+            "overlap_correct": own,
+            "remove_spots": f"{own} for sizes 3 and 5, {library} for others" if self.kernels == "own" else library,
+            "detect_spots": "numba (own k-d tree)",
+            "kmeans": own if self.kernels == "own" else "sklearn.cluster.KMeans (lloyd)",
+            "segment_unet": "jax on the CPU, float32",
+            "everything else": "numpy",
+        }
 
     @property
     def xp(self) -> Any:
@@ -65,7 +71,7 @@ class Cpu:
         """Running median over a window of `size` per axis, the border value repeated outside."""
         from niseg_gpu.kernels import median
 
-        if median.covers(image.dtype, size):
+        if self.kernels == "own" and median.covers(image.dtype, size):
             return median.median_frames(image, size=size[-1])
         from scipy.ndimage import median_filter
 
@@ -77,7 +83,7 @@ class Cpu:
         """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`."""
         from niseg_gpu.kernels import median, spots_xp
 
-        if median.covers(image.dtype, (size, size)) and threshold >= 0:
+        if self.kernels == "own" and median.covers(image.dtype, (size, size)) and threshold >= 0:
             return median.clean_frames(image, size=size, threshold=threshold, kind=kind)
         return spots_xp.clean_spots_xp(image, xp=np, median=self.median, size=size, threshold=threshold, kind=kind)
 
@@ -86,6 +92,18 @@ class Cpu:
         from scipy.ndimage import label
 
         return label(mask, structure=neighbours_in_frame(mask.ndim))
+
+    def gaussian(self, image: np.ndarray, *, sigma: float) -> np.ndarray:
+        """Gaussian mean over every axis, the border value repeated outside."""
+        from scipy.ndimage import gaussian_filter
+
+        return gaussian_filter(image, sigma, mode="nearest")
+
+    def sobel(self, image: np.ndarray, *, axis: int) -> np.ndarray:
+        """Sobel's slope along one axis, smoothed along the others, the border value repeated outside."""
+        from scipy.ndimage import sobel
+
+        return sobel(image, axis=axis, mode="nearest")
 
     def correct_window(self, counts: np.ndarray, out: np.ndarray, **window: Any) -> np.ndarray:
         from niseg_gpu.kernels.overlap import correct_window_cpu
@@ -102,8 +120,36 @@ class Cpu:
 
         return sum_by_label_cpu(rows, labels, n_labels=n_labels)
 
+    def as_rows(self, block: np.ndarray, *, axis: int) -> np.ndarray:
+        """Pixels as (n, features) in memory of the device; here a view, where there can be one."""
+        return np.moveaxis(np.asarray(block), axis, -1).reshape(-1, block.shape[axis])
+
+    def find_bounds(self, pixels: np.ndarray) -> Any:
+        """Which pixels have data, and the range of each feature."""
+        from niseg_gpu.kernels.moments import find_bounds_cpu
+
+        return find_bounds_cpu(pixels)
+
+    def sum_moments(self, pixels: np.ndarray, **how: Any) -> tuple[np.ndarray, float]:
+        """Sum of the pixels, and of their squared distances, from a centre."""
+        from niseg_gpu.kernels.moments import sum_moments_cpu
+
+        return sum_moments_cpu(pixels, **how)
+
+    def measure_distances(self, pixels: np.ndarray, *, points: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """Squared distances (points, pixels) from a few points."""
+        from niseg_gpu.kernels.moments import measure_distances_cpu
+
+        return measure_distances_cpu(pixels, points=points, mean=mean)
+
+    def assign_and_sum(self, pixels: np.ndarray, **how: Any) -> Any:
+        """One pass of k-means: nearest centroids, and each cluster's sum; see `kernels.lloyd.assign_and_sum_cpu`."""
+        from niseg_gpu.kernels.lloyd import assign_and_sum_cpu
+
+        return assign_and_sum_cpu(pixels, **how)
+
     def run_lloyd(self, pixels: np.ndarray, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
-        """k-means from given centroids with scikit-learn's stop rules; may centre `pixels` in place and back."""
+        """The library's k-means from given centroids, with scikit-learn's stop rules; may centre `pixels` and back."""
         import warnings
 
         from sklearn.cluster import KMeans
@@ -161,6 +207,12 @@ class Cpu:
     def synchronize(self) -> None:
         """Wait until the device has done what it was told; a CPU has."""
 
+    def count_memory(self) -> int:
+        """Bytes this device has."""
+        import os
+
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
     def describe(self) -> str:
         return f"{cpu_model()}, {count_cores()} cores"
 
@@ -169,6 +221,8 @@ class Gpu:
     """CuPy, cuCIM and cuML on one CUDA device, or kernels of our own where `kernels` says so."""
 
     name = "gpu"
+    threads = 1  # its kernels are parallel themselves
+    keeps_rows = True  # of pixels that lay otherwise
     kernels = "library"  # or own; set by `select`
     network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False}
     tile_pixels = {2: 2048**2, 3: 384**3}
@@ -180,7 +234,7 @@ class Gpu:
             "overlap_correct": "cupy",
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
             "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
-            "kmeans": "cuml.cluster.KMeans, one iteration a call",
+            "kmeans": "array calls (own)" if self.kernels == "own" else "cuml.cluster.KMeans, one iteration a call",
             "segment_unet": "jax on the GPU, bfloat16",
             "everything else": "cupy",
         }
@@ -232,6 +286,13 @@ class Gpu:
         label = importlib.import_module("cupyx.scipy.ndimage").label
         return label(mask, structure=neighbours_in_frame(mask.ndim))
 
+    def gaussian(self, image: Any, *, sigma: float) -> Any:
+        gaussian_filter = importlib.import_module("cupyx.scipy.ndimage").gaussian_filter
+        return gaussian_filter(image, sigma, mode="nearest")
+
+    def sobel(self, image: Any, *, axis: int) -> Any:
+        return importlib.import_module("cupyx.scipy.ndimage").sobel(image, axis=axis, mode="nearest")
+
     def correct_window(self, counts: Any, out: Any, **window: Any) -> Any:
         from niseg_gpu.kernels.overlap import correct_window_xp
 
@@ -244,6 +305,30 @@ class Gpu:
         from niseg_gpu.kernels.sums import sum_by_label_xp
 
         return sum_by_label_xp(rows, labels, xp=self.xp, n_labels=n_labels)
+
+    def as_rows(self, block: Any, *, axis: int) -> Any:
+        rows = self.xp.moveaxis(self.xp.asarray(block), axis, -1).reshape(-1, block.shape[axis])
+        return self.xp.ascontiguousarray(rows)
+
+    def find_bounds(self, pixels: Any) -> Any:
+        from niseg_gpu.kernels.lloyd_xp import find_bounds_xp
+
+        return find_bounds_xp(pixels, xp=self.xp)
+
+    def sum_moments(self, pixels: Any, **how: Any) -> tuple[Any, float]:
+        from niseg_gpu.kernels.lloyd_xp import sum_moments_xp
+
+        return sum_moments_xp(pixels, xp=self.xp, **how)
+
+    def measure_distances(self, pixels: Any, *, points: Any, mean: Any) -> Any:
+        from niseg_gpu.kernels.lloyd_xp import measure_distances_xp
+
+        return measure_distances_xp(pixels, points=points, mean=mean, xp=self.xp)
+
+    def assign_and_sum(self, pixels: Any, **how: Any) -> Any:
+        from niseg_gpu.kernels.lloyd_xp import assign_and_sum_xp
+
+        return assign_and_sum_xp(pixels, xp=self.xp, **how)
 
     def run_lloyd(self, pixels: Any, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
         def iterate(data: Any, start: Any) -> tuple[Any, Any, float]:
@@ -294,6 +379,9 @@ class Gpu:
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
+
+    def count_memory(self) -> int:
+        return self.xp.cuda.runtime.memGetInfo()[1]
 
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
@@ -390,14 +478,14 @@ def backend_of(block: Any) -> Any:
     return TWINS[root]
 
 
-def select(device: str = "auto", *, kernels: str = "library") -> tuple[Any, str]:
+def select(device: str = "auto", *, kernels: str = "auto") -> tuple[Any, str]:
     """Choose the device, once, at the edge.
 
     Parameters
     ----------
     device : {"auto", "cpu", "gpu"}
-    kernels : {"library", "own"}
-        What the GPU takes where both are there; the CPU takes our own in any case.
+    kernels : {"auto", "library", "own"}
+        What is taken where both are there; auto takes our own on the CPU and the library's on a GPU.
 
     Returns
     -------
@@ -412,15 +500,16 @@ def select(device: str = "auto", *, kernels: str = "library") -> tuple[Any, str]
     """
     if device not in ("auto", "cpu", "gpu"):
         raise UserError(f"device is {device!r}; allowed: auto, cpu, gpu")
-    if kernels not in ("library", "own"):
-        raise UserError(f"kernels is {kernels!r}; allowed: library, own")
+    if kernels not in ("auto", "library", "own"):
+        raise UserError(f"kernels is {kernels!r}; allowed: auto, library, own")
+    CPU.kernels = "own" if kernels == "auto" else kernels
     if device == "cpu":
         return CPU, "asked for"
     missing = why_no_gpu()
     if not missing:
         if kernels == "own" and not _numba_has_gpu():
             raise UserError("kernels is own, but numba can't use the GPU; install numba-cuda or say kernels: library")
-        GPU.kernels = kernels
+        GPU.kernels = "library" if kernels == "auto" else kernels
         return GPU, "asked for" if device == "gpu" else "a usable GPU was found"
     if device == "gpu":
         raise UserError(

@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", choices=("small", "full"), default="small", help="small: 256x256, full: 512x512 x 916 bins"
     )
     demo.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    demo.add_argument("--kernels", choices=("library", "own"), default="library", help="what a GPU takes")
+    demo.add_argument("--kernels", choices=("auto", "library", "own"), default="auto", help="see compute.kernels")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo of the same name")
 
     evaluate = add_command(commands, "evaluate", _evaluate, "Compare a mask, scores or a label map with the truth.")
@@ -124,7 +124,7 @@ def _version() -> str:
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), help="overrides compute.device")
-    parser.add_argument("--kernels", choices=("library", "own"), help="overrides compute.kernels")
+    parser.add_argument("--kernels", choices=("auto", "library", "own"), help="overrides compute.kernels")
     parser.add_argument(
         "--set",
         action="append",

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.cluster import KMeans
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.errors import UserError
-from niseg_gpu.kmeans import PixelTable, fit_kmeans, mean_spectra, seed_centroids
+from niseg_gpu.kmeans.step import fit_kmeans
+from niseg_gpu.kmeans.table import PixelTable
 
 
 def clustered_stack(*, features: int = 12, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
@@ -138,31 +139,40 @@ def test_voxels_of_a_volume_are_pixels_of_one_feature() -> None:
     assert len(np.unique(found.labels[:2])) == 1 and (found.labels[2] != found.labels[0]).all()
 
 
-def test_mean_spectra_are_summed_in_float64() -> None:
-    pixels = np.full((300_000, 2), 16_777.217, np.float32)
-    means, sizes = mean_spectra(pixels, np.zeros(300_000, np.int32), n_clusters=2)
-    np.testing.assert_allclose(means[0], np.float32(16_777.217), rtol=1e-6)
-    assert sizes.tolist() == [300_000, 0]
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16"])
+def test_counts_stay_narrow_and_give_what_floats_give(dtype) -> None:
+    stack = np.clip(clustered_stack() / 8, 0, 127).astype(dtype)
+    narrow = PixelTable(CPU, shape=stack.shape, features=True, dtype=stack.dtype)
+    narrow[(slice(0, 12), slice(0, 20), slice(0, 30))] = stack
+    assert narrow.spectra.dtype == stack.dtype
+    ours, floats = fit_kmeans(narrow, n_clusters=4), fit_kmeans(table_of(stack.astype(np.float32)), n_clusters=4)
+    np.testing.assert_array_equal(ours.labels, floats.labels)
+    assert ours.centroids.tobytes() == floats.centroids.tobytes() and ours.inertia == floats.inertia
 
 
-@pytest.mark.parametrize("init", ["k-means++", "random"])
-def test_seeds_are_pixels_drawn_once_and_the_same_each_time(init) -> None:
-    pixels = np.random.default_rng(0).normal(5000, 1, (50, 3)).astype(np.float32)
-    seeds = seed_centroids(pixels, n_clusters=50, seed=3, init=init)
-    np.testing.assert_array_equal(seeds, seed_centroids(pixels.copy(), n_clusters=50, seed=3, init=init))
-    assert sorted(map(tuple, seeds)) == sorted(map(tuple, pixels))
+def test_the_libraries_kernel_can_be_asked_for(monkeypatch) -> None:
+    stack = clustered_stack()
+    stack[3, 4, 5] = np.nan
+    start = np.ascontiguousarray(stack.reshape(12, -1).T[[5, 100, 300, 500]]).tolist()
+    own = fit_kmeans(table_of(stack), n_clusters=4, init=start)
+    monkeypatch.setattr(CPU, "kernels", "library")
+    assert CPU.uses["kmeans"].startswith("sklearn")
+    library = fit_kmeans(table_of(stack), n_clusters=4, init=start)
+    np.testing.assert_array_equal(own.labels, library.labels)
+    np.testing.assert_allclose(own.spectra, library.spectra, rtol=1e-6)
+    np.testing.assert_array_equal(own.pixels, library.pixels)
+    assert own.n_iter == library.n_iter and own.inertia == pytest.approx(library.inertia, rel=1e-5)
 
 
-def test_seeding_is_as_good_as_sklearns() -> None:
-    pixels = clustered_stack(features=40, seed=2).reshape(40, -1).T + np.float32(5000)
-
-    def potential(centroids: np.ndarray) -> float:
-        return float(((pixels[:, None].astype(float) - centroids) ** 2).sum(2).min(1).sum())
-
-    ours = [potential(seed_centroids(pixels, n_clusters=4, seed=s, init="k-means++")) for s in range(20)]
-    theirs = [potential(kmeans_plusplus(pixels, 4, random_state=s)[0]) for s in range(20)]
-    assert np.median(ours) < 1.1 * np.median(theirs)
+def test_starts_from_all_pixels_and_from_a_sample() -> None:
+    stack = clustered_stack()
+    for sample in (None, 100, 10**6):
+        found = fit_kmeans(table_of(stack), n_clusters=4, init_sample=sample)
+        again = fit_kmeans(table_of(stack), n_clusters=4, init_sample=sample)
+        assert found.inertia == again.inertia and (found.pixels > 100).all()
 
 
-def test_seeding_from_equal_pixels_still_gives_enough() -> None:
-    assert seed_centroids(np.ones((5, 2), np.float32), n_clusters=3, seed=0, init="k-means++").shape == (3, 2)
+def test_threads_are_not_seen_in_the_result() -> None:
+    stack = clustered_stack(height=90, width=70)
+    found = [fit_kmeans(table_of(stack, cuts=(0, 90)), workers, n_clusters=5) for workers in (1, 2, 4)]
+    assert len({(f.labels.tobytes(), f.centroids.tobytes(), f.spectra.tobytes(), f.inertia) for f in found}) == 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.gate import gated
-from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
+from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans, open_table
 from niseg_gpu.pipeline.engine import Applied, Engine
 from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.pipeline.steps import OPS
@@ -24,7 +24,7 @@ def apply_steps(
     open_beam: xr.DataArray | None = None,
     dark: xr.DataArray | None = None,
     device: str = "auto",
-    kernels: str = "library",
+    kernels: str = "auto",
     bad_values: str = "error",
 ) -> Applied:
     """Apply block-wise steps to a stack, lazily.
@@ -38,8 +38,8 @@ def apply_steps(
     open_beam, dark : xarray.DataArray, optional
         References for ``normalize``.
     device : {"auto", "cpu", "gpu"}
-    kernels : {"library", "own"}
-        What a GPU takes where both are there.
+    kernels : {"auto", "library", "own"}
+        What is taken where both are there; auto takes our own on the CPU and the library's on a GPU.
     bad_values : {"error", "keep"}
         Refuse NaN, Inf, negative counts and saturated values, or go on.
 
@@ -71,7 +71,7 @@ def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: An
         With dims ("tof", "y", "x"), or any without ``tof``.
     device : {"auto", "cpu", "gpu"}
     **parameters
-        Of the step ``kmeans``: ``n_clusters``, ``seed``, ``init``, ``n_init``, ``max_iter``, ``tol``.
+        Of the step ``kmeans``; see `fit_kmeans`.
     """
     import dask
     import dask.array as da
@@ -80,14 +80,14 @@ def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: An
     engine = _engine(device, "keep")
     engine.fit(stack, [step], reading=False)
     image = engine.apply(stack, [], whole=OPS[step.name].whole).image
-    table = PixelTable(engine.backend, shape=image.shape, features="tof" in image.dims)
+    table = open_table(engine.backend, image, **step.parameters)
     with dask.config.set(scheduler="threads", num_workers=engine.workers):
         with gated([table]) as targets:
             da.store([image.data], targets, lock=False)
     with limit_threads(engine.workers):
-        return fit_kmeans(table, **step.parameters)
+        return fit_kmeans(table, engine.workers, **step.parameters)
 
 
-def _engine(device: str, bad_values: str, *, kernels: str = "library") -> Engine:
+def _engine(device: str, bad_values: str, *, kernels: str = "auto") -> Engine:
     backend, _ = select(device, kernels=kernels)
     return Engine(backend, bad_values=bad_values, workers=count_cores())

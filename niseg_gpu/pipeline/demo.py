@@ -34,7 +34,7 @@ def run_demo(
     *,
     size: str = "small",
     device: str = "auto",
-    kernels: str = "library",
+    kernels: str = "auto",
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:

@@ -53,8 +53,9 @@ class Compute(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU where one can be used.")
-    kernels: Literal["library", "own"] = Field(
-        "library", description="On a GPU: own takes kernels of our own where there are any, not tried on one yet."
+    kernels: Literal["auto", "library", "own"] = Field(
+        "auto",
+        description="auto: kernels of our own on the CPU, the libraries' on a GPU; either can be asked for by name.",
     )
     workers: Annotated[int, Ge(1)] | None = Field(None, description="Threads; all cores of this process by default.")
 
@@ -154,10 +155,12 @@ def _parse_step(step: Any, base: Path | None) -> Step:
 
 
 def _file_based(value: Any, field: FieldInfo, base: Path) -> Any:
-    """Let a relative name of a file, where a parameter may be one, start from `base`."""
+    """Let a relative name of a file, where a parameter may be one or have them as keys, start from `base`."""
     suffixes = [mark.suffix for mark in field.metadata if isinstance(mark, NamesFile)]
     if isinstance(value, str) and any(value.lower().endswith(suffix) for suffix in suffixes):
         return str(base / Path(value).expanduser())
+    if isinstance(value, dict) and suffixes:
+        return {str(base / Path(name).expanduser()): weight for name, weight in value.items()}
     return value
 
 

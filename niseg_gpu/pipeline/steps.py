@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from niseg_gpu import correct, kmeans, knn, spots, tof
+from niseg_gpu import correct, knn, spots, tof
+from niseg_gpu.kmeans import step as kmeans
 from niseg_gpu.unet import segment
 
 

@@ -1,0 +1,168 @@
+"""What k-means must know of its pixels before it starts, and how far they lie from given points; on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from niseg_gpu.kernels.lloyd import FAST, add_row, magic_of
+from niseg_gpu.kernels.tiles import aligned_zeros, empty_tile, flatten, gather_rows
+
+
+class Bounds(NamedTuple):
+    """Which pixels have data, and between what values they lie.
+
+    Attributes
+    ----------
+    valid : (n,) bool array
+        False where a feature is NaN or Inf in float32.
+    low, high : (features,) float32 array
+        Over the valid pixels; Inf and -Inf where there are none.
+    """
+
+    valid: Any
+    low: Any
+    high: Any
+
+
+@njit(nogil=True, fastmath=FAST, cache=True)
+def _is_finite(tile, r):  # type: ignore[no-untyped-def]
+    nothing = np.float32(0)
+    for b in range(tile.shape[0]):
+        row = tile[b, r]
+        for f in range(row.size):
+            nothing += row[f] * np.float32(0)
+    return nothing == 0
+
+
+@njit(nogil=True, cache=True)
+def _widen(tile, r, low, high):  # type: ignore[no-untyped-def]
+    for b in range(tile.shape[0]):
+        row, least, greatest = tile[b, r], low[b], high[b]
+        for f in range(row.size):
+            least[f] = row[f] if row[f] < least[f] else least[f]
+            greatest[f] = row[f] if row[f] > greatest[f] else greatest[f]
+
+
+@njit(nogil=True, cache=True)
+def _find_bounds(flat, row_step, feature_step, zeros, valid, low, high, tile):  # type: ignore[no-untyped-def]
+    for start in range(0, valid.size, tile.shape[1]):
+        rows = min(tile.shape[1], valid.size - start)
+        gather_rows(flat, start * row_step, row_step, feature_step, rows, zeros, tile)
+        for r in range(rows):
+            valid[start + r] = _is_finite(tile, r)
+            if valid[start + r]:
+                _widen(tile, r, low, high)
+
+
+def find_bounds_cpu(pixels: np.ndarray) -> Bounds:
+    """Find the pixels with data and the range of each feature.
+
+    Parameters
+    ----------
+    pixels : (n, features) ndarray
+        As for `niseg_gpu.kernels.lloyd.assign_and_sum_cpu`.
+    """
+    n, features = pixels.shape
+    tile, valid = empty_tile(features), np.empty(n, np.bool_)
+    low, high = (np.full((len(tile), tile.shape[2]), bound, np.float32) for bound in (np.inf, -np.inf))
+    _find_bounds(*flatten(pixels), np.zeros(features, np.float32), valid, low, high, tile)
+    return Bounds(valid, low.ravel()[:features], high.ravel()[:features])
+
+
+@njit(nogil=True, fastmath=FAST, cache=True)
+def _square(tile, r):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for b in range(tile.shape[0]):
+        row = tile[b, r]
+        for f in range(row.size):
+            total += np.float64(row[f]) * np.float64(row[f])
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _sum_moments(flat, row_step, feature_step, centre, labels, magic, square_magic, sums, tile):  # type: ignore[no-untyped-def]
+    squares = 0.0
+    for start in range(0, labels.size, tile.shape[1]):
+        rows = min(tile.shape[1], labels.size - start)
+        gather_rows(flat, start * row_step, row_step, feature_step, rows, centre, tile)
+        for r in range(rows):
+            if labels[start + r] >= 0:
+                add_row(tile, r, magic, sums)
+                squares += (_square(tile, r) + square_magic) - square_magic
+    return squares
+
+
+def sum_moments_cpu(
+    pixels: np.ndarray, *, centre: np.ndarray, quantum: float, square_quantum: float, labels: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Sum the pixels less `centre`, and the squares of their distances from it, exactly in any order.
+
+    Parameters
+    ----------
+    pixels : (n, features) ndarray
+    centre : (features,) float32 ndarray
+    quantum, square_quantum : float
+        See `niseg_gpu.kernels.lloyd.choose_quantum`; of the values and of the squared distances.
+    labels : (n,) int32 ndarray
+        Pixels of negative ones are left out.
+
+    Returns
+    -------
+    sums : (features,) float64 ndarray
+    squares : float
+    """
+    tile = empty_tile(centre.size)
+    sums = aligned_zeros((len(tile), tile.shape[2]), np.float64)
+    magic = magic_of(quantum), magic_of(square_quantum)
+    squares = _sum_moments(*flatten(pixels), centre, labels, *magic, sums, tile)
+    return sums.ravel()[: centre.size], float(squares)
+
+
+@njit(nogil=True, fastmath=FAST, cache=True)
+def _distance(tile, r, point):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for b in range(tile.shape[0]):
+        row, other, part = tile[b, r], point[b], np.float32(0)
+        for f in range(row.size):
+            away = row[f] - other[f]
+            part += away * away
+        total += part
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _measure_distances(flat, row_step, feature_step, mean, points, distances, tile):  # type: ignore[no-untyped-def]
+    n = distances.shape[1]
+    for start in range(0, n, tile.shape[1]):
+        rows = min(tile.shape[1], n - start)
+        gather_rows(flat, start * row_step, row_step, feature_step, rows, mean, tile)
+        for p in range(len(points)):
+            for r in range(rows):
+                distances[p, start + r] = _distance(tile, r, points[p])
+
+
+def measure_distances_cpu(pixels: np.ndarray, *, points: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the squared distances of all pixels from some points.
+
+    Parameters
+    ----------
+    pixels : (n, features) ndarray
+    points : (m, features) float32 ndarray
+        Less the mean.
+    mean : (features,) float32 ndarray
+
+    Returns
+    -------
+    (m, n) float32 ndarray
+        NaN or Inf for pixels without data.
+    """
+    tile = empty_tile(mean.size)
+    blocks, _, width = tile.shape
+    table = aligned_zeros((len(points), blocks, width), np.float32)
+    table.reshape(len(points), -1)[:, : mean.size] = points
+    distances = np.empty((len(points), len(pixels)), np.float32)
+    _measure_distances(*flatten(pixels), mean, table, distances, tile)
+    return distances

@@ -1,0 +1,78 @@
+"""Bringing pixels to the cache: tiles of float32 rows less an offset, whatever the dtype and the layout in memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from niseg_gpu.kernels.vectors import SIDE, turn_square
+
+FEATURES = 512  # of a block, summed in one go
+TILE_BYTES = 192 * 1024
+LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of 24, so that rows go by threes and by eights
+LINE = 64  # bytes
+DTYPES = frozenset(np.dtype(t) for t in ("float32", "uint16", "int16", "uint8"))  # read as they are
+
+
+@njit(nogil=True, cache=True)
+def gather_rows(flat, origin, row_step, feature_step, rows, mean, tile):  # type: ignore[no-untyped-def]
+    """Bring some pixels into a tile (blocks, rows, features of a block), in float32 and less the mean."""
+    blocks, tile_rows, width = tile.shape
+    lines = tile.reshape(-1)
+    for b in range(blocks):
+        first = b * width
+        n = min(width, mean.size - first)
+        if feature_step == 1:
+            for r in range(rows):
+                start = origin + r * row_step + first
+                pixel, row, offsets = flat[start : start + n], tile[b, r], mean[first : first + n]
+                for f in range(n):
+                    row[f] = np.float32(pixel[f]) - offsets[f]
+            continue
+        whole_rows, whole = rows // SIDE * SIDE, n // SIDE * SIDE
+        for f in range(0, whole, SIDE):
+            for r in range(0, whole_rows, SIDE):
+                start = origin + (first + f) * feature_step + r
+                to = (b * tile_rows + r) * width + f
+                turn_square(flat, start, feature_step, mean, first + f, lines, to, width)
+        for f in range(n):
+            for r in range(0 if f >= whole else whole_rows, rows):
+                tile[b, r, f] = np.float32(flat[origin + (first + f) * feature_step + r * row_step]) - mean[first + f]
+
+
+def empty_tile(features: int) -> np.ndarray:
+    blocks = math.ceil(features / FEATURES)
+    width = math.ceil(features / blocks)
+    if width > SIDE:
+        width = math.ceil(width / (2 * SIDE)) * 2 * SIDE
+    rows = TILE_BYTES // (4 * blocks * width) // LEAST_ROWS * LEAST_ROWS
+    return aligned_zeros((blocks, min(max(rows, LEAST_ROWS), MOST_ROWS), width), np.float32)
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros that start with a line of the cache, so that no vector lies across two."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(nbytes + LINE, np.uint8)
+    skip = -memory.ctypes.data % LINE
+    return memory[skip : skip + nbytes].view(dtype).reshape(shape)
+
+
+def flatten(pixels: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """The memory under (n, features) pixels as one line of values, with the steps along both axes.
+
+    Pixels of other dtypes than `DTYPES`, or whose values don't follow each other along either axis, are copied.
+    """
+    n, features = pixels.shape
+    if pixels.dtype not in DTYPES:
+        pixels = pixels.astype(np.float32)
+    steps = [stride // pixels.itemsize for stride in pixels.strides]
+    if features == 1:
+        steps[1] = 1
+    if 0 in pixels.shape or 1 not in steps or min(steps) < 1:
+        pixels, steps = np.ascontiguousarray(pixels), [features, 1]
+    length = (n - 1) * steps[0] + (features - 1) * steps[1] + 1 if pixels.size else 0
+    flat = np.lib.stride_tricks.as_strided(pixels, (length,), (pixels.itemsize,), writeable=False)
+    return flat, steps[0], steps[1]

@@ -1,0 +1,133 @@
+"""From what a user has (NumPy, CuPy, Dask, xarray) to points, without a second copy of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from niseg_gpu.backend import GPU, backend_of, count_cores, select
+from niseg_gpu.errors import UserError
+from niseg_gpu.kmeans.points import PART_BYTES, READERS, LocalPoints, Part, Points, Region, choose_part_bytes, cut_map
+
+SPARE = 0.1  # of the budget, for what is small
+
+
+def open_points(
+    data: Any,
+    *,
+    feature_dim: str | int | None = None,
+    device: str = "auto",
+    memory_budget: int | None = None,
+    workers: int | None = None,
+) -> Points:
+    """Make points of an array.
+
+    Parameters
+    ----------
+    data : (…, features) array
+        NumPy, CuPy, Dask or xarray; or what NumPy makes an array of.
+    feature_dim : str or int, optional
+        Name (xarray) or number of the axis that holds the features. By default ``tof`` where there is one, else the
+        last.
+    device : {"auto", "cpu", "gpu"}
+        Where the blocks of a Dask array are worked on; other arrays stay where they are.
+    memory_budget : int, optional
+        Bytes of the device's memory that a Dask array may take; half of it by default. What is more is read anew in
+        each pass.
+    workers : int, optional
+        Threads; all cores by default.
+
+    Returns
+    -------
+    Points
+        Spread over the workers of a ``distributed`` client where there is one and `data` is a Dask array.
+    """
+    array, axis = _find_features(data, feature_dim)
+    if array.dtype.kind not in "iuf" or array.dtype.itemsize * (array.dtype.kind == "f") == 2:
+        raise UserError(f"kmeans got values of {array.dtype}; allowed: integers, float32, float64; convert them")
+    map_shape = array.shape[:axis] + array.shape[axis + 1 :]
+    if 0 in array.shape:
+        raise UserError(f"kmeans got an array of shape {array.shape}, which holds nothing; give one pixel at least")
+    workers = workers or count_cores()
+    if hasattr(array, "compute"):
+        from niseg_gpu.kmeans.spread import find_client, spread_points
+
+        client = find_client()
+        if client is not None:
+            return spread_points(client, array, axis=axis, map_shape=map_shape, device=device)
+        return _open_lazy(array, axis, map_shape, device=device, budget=memory_budget, workers=workers)
+    backend = backend_of(array)
+    pixel_bytes = array.shape[axis] * array.dtype.itemsize
+    part_bytes = choose_part_bytes(array.nbytes, workers=workers) if backend.threads > 1 else array.nbytes
+    regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes)
+    keep = array.nbytes if backend.keeps_rows else 0
+    return _hold_parts(array, axis, regions, backend=backend, keep_bytes=keep, workers=workers)
+
+
+def _hold_parts(
+    array: Any, axis: int, regions: list[Region], *, backend: Any, keep_bytes: int, workers: int
+) -> LocalPoints:
+    """Points over regions of an array, of which the first `keep_bytes` stay in memory once read."""
+    map_shape = array.shape[:axis] + array.shape[axis + 1 :]
+    parts, pixel_bytes = [], array.shape[axis] * array.dtype.itemsize
+    for i, region in enumerate(regions):
+        n = math.prod(s.stop - s.start for s in region)
+        keep_bytes -= n * pixel_bytes
+        labels = backend.xp.full(n, -1, dtype=backend.xp.int32)
+        parts.append(Part(i, backend, array, axis, region, labels, keep=keep_bytes >= 0))
+    return LocalPoints(parts, map_shape=map_shape, n_features=array.shape[axis], workers=workers)
+
+
+def _find_features(data: Any, feature_dim: str | int | None) -> tuple[Any, int]:
+    """The array under `data`, and the number of its axis of features."""
+    names = [str(name) for name in data.dims] if hasattr(data, "dims") and hasattr(data, "data") else None
+    array = data.data if names is not None else data
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        array = np.asarray(array)
+    if array.ndim < 2:
+        raise UserError(
+            f"kmeans got an array of {array.ndim} axes; allowed: pixels x features or more; reshape(-1, 1) makes "
+            "pixels of one feature"
+        )
+    if feature_dim is None:
+        feature_dim = "tof" if names is not None and "tof" in names else -1
+    if isinstance(feature_dim, str):
+        if names is None:
+            raise UserError(f"feature_dim is {feature_dim!r}, but the array has no names of axes; give its number")
+        if feature_dim not in names:
+            raise UserError(f"feature_dim is {feature_dim!r}; allowed: {', '.join(names)}")
+        return array, names.index(feature_dim)
+    if not -array.ndim <= feature_dim < array.ndim:
+        raise UserError(f"feature_dim is {feature_dim}; allowed: {-array.ndim} to {array.ndim - 1}")
+    return array, feature_dim % array.ndim
+
+
+def choose_backend(array: Any, device: str) -> Any:
+    """The twin for the blocks of a Dask array: that of the blocks themselves where they are on a device already."""
+    kind = type(getattr(array, "_meta", None)).__module__.partition(".")[0]
+    return GPU if kind == "cupy" else select(device)[0]
+
+
+def _open_lazy(
+    array: Any, axis: int, map_shape: tuple[int, ...], *, device: str, budget: int | None, workers: int
+) -> Points:
+    backend = choose_backend(array, device)
+    budget = backend.count_memory() // 2 if budget is None else int(budget)
+    pixels = math.prod(map_shape)
+    pixel_bytes = array.shape[axis] * array.dtype.itemsize
+    workers = min(workers, backend.threads)
+    # a block waits, is read (twice its size, put together from chunks) or is worked on
+    at_once = 2 * workers + 2 * READERS
+    left = int(budget * (1 - SPARE)) - 8 * pixels
+    if left < 2 * at_once * pixel_bytes:
+        raise UserError(
+            f"memory_budget is {budget} bytes; {pixels} pixels of {array.shape[axis]} features need "
+            f"{int((2 * at_once * pixel_bytes + 8 * pixels) / (1 - SPARE)) + 1} at least"
+        )
+    part_bytes = choose_part_bytes(pixels * pixel_bytes, workers=workers, most=min(PART_BYTES, left // (2 * at_once)))
+    chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis]
+    regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
+    keep = left - at_once * part_bytes
+    return _hold_parts(array, axis, regions, backend=backend, keep_bytes=keep, workers=workers)

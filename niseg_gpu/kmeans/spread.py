@@ -1,0 +1,171 @@
+"""Pixels spread over the workers of a ``distributed`` client.
+
+The blocks stay where they were computed. Each pass sends the centroids to the workers and brings back one partial sum
+of each; the sums are exact, so the result is that of one process. The client is taken as it comes: nothing of Dask is
+imported here.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from niseg_gpu.backend import count_cores, select
+from niseg_gpu.errors import UserError
+from niseg_gpu.kmeans.points import PART_BYTES, LocalPoints, Part, Points, Region, cut_map
+
+PARTS_PER_WORKER = 2
+WATCH_SECONDS = 5
+
+
+def find_client() -> Any | None:
+    """The ``distributed`` client that Dask would use here, if any."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return distributed.default_client()
+    except ValueError:  # there is none
+        return None
+
+
+def spread_points(client: Any, array: Any, *, axis: int, map_shape: tuple[int, ...], device: str) -> SpreadPoints:
+    """Compute an array's blocks on the workers and make points of them there.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    array : dask.array.Array
+    axis : int
+        Of the features.
+    map_shape : tuple of int
+        Of the other axes.
+    device : {"auto", "cpu", "gpu"}
+        As each worker has it: under a ``LocalCUDACluster`` every one sees a GPU of its own.
+    """
+    pixel_bytes = array.shape[axis] * array.dtype.itemsize
+    nbytes = pixel_bytes * math.prod(map_shape)
+    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    part_bytes = max(1, min(PART_BYTES, nbytes // (PARTS_PER_WORKER * workers)))
+    chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis]
+    regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
+    blocks = client.compute([array[(*r[:axis], slice(None), *r[axis:])] for r in regions])
+    client.gather([client.submit(_nothing, block) for block in blocks])  # computed, or its error is raised here
+    where = client.who_has(blocks)
+    homes: dict[str, list[int]] = defaultdict(list)
+    for i, block in enumerate(blocks):
+        homes[min(where[block.key])].append(i)
+    groups = {
+        worker: client.submit(
+            build_group,
+            [blocks[i] for i in numbers],
+            numbers,
+            [regions[i] for i in numbers],
+            axis,
+            map_shape,
+            device,
+            workers=[worker],
+            pure=False,
+        )
+        for worker, numbers in homes.items()
+    }
+    client.gather([client.submit(_nothing, group, workers=[w]) for w, group in groups.items()])
+    return SpreadPoints(client, groups, dict(homes), regions, map_shape=map_shape, n_features=array.shape[axis])
+
+
+def _nothing(result: Any) -> None:
+    """Ask for a result without bringing it here."""
+
+
+def build_group(
+    blocks: Sequence[Any], numbers: Sequence[int], regions: Sequence[Region], axis: int, map_shape: Any, device: str
+) -> LocalPoints:
+    """On a worker: points over the blocks it has, on its own device."""
+    backend = select(device)[0]
+    parts = []
+    for number, region, block in zip(numbers, regions, blocks, strict=True):
+        n = math.prod(s.stop - s.start for s in region)
+        whole = tuple(slice(0, s.stop - s.start) for s in region)
+        labels = backend.xp.full(n, -1, dtype=backend.xp.int32)
+        parts.append(Part(number, backend, block, axis, whole, labels, keep=backend.keeps_rows))
+    distributed = sys.modules.get("distributed")
+    threads = distributed.get_worker().state.nthreads if distributed is not None else count_cores()
+    return LocalPoints(parts, map_shape=map_shape, n_features=blocks[0].shape[axis], workers=threads)
+
+
+def run_group(group: LocalPoints, task: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """On a worker: one pass over its parts."""
+    return group.each(task, **options)
+
+
+class SpreadPoints(Points):
+    """Points on the workers of a client.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    groups : dict of str to Future
+        The points of each worker, by its address.
+    homes : dict of str to list of int
+        The parts that each has.
+    regions : list of tuple of slice
+    """
+
+    def __init__(
+        self, client: Any, groups: dict[str, Any], homes: dict[str, list[int]], regions: list[Region], **shape: Any
+    ) -> None:
+        super().__init__(regions, **shape)
+        self.client, self.groups, self.homes = client, groups, homes
+
+    def each(
+        self,
+        task: Callable[..., Any],
+        *,
+        merge: Callable[[Any, Any], Any] | None = None,
+        only: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Any:
+        wanted = set(range(len(self.regions)) if only is None else only)
+        asked = {worker: [i for i in numbers if i in wanted] for worker, numbers in self.homes.items()}
+        asked = {worker: numbers for worker, numbers in asked.items() if numbers}
+        jobs = [
+            self.client.submit(
+                run_group,
+                self.groups[worker],
+                task,
+                {**options, "merge": merge, "only": numbers},
+                workers=[worker],
+                pure=False,
+            )
+            for worker, numbers in asked.items()
+        ]
+        results = self._collect(jobs)
+        if merge is not None:
+            merged = results[0]
+            for result in results[1:]:
+                merged = merge(merged, result)
+            return merged
+        by_number = {
+            i: found
+            for numbers, part in zip(asked.values(), results, strict=True)
+            for i, found in zip(numbers, part, strict=True)
+        }
+        return [by_number[i] for i in (range(len(self.regions)) if only is None else only)]
+
+    def _collect(self, jobs: list[Any]) -> list[Any]:
+        """Wait for all results; a worker that is gone would be waited for without end."""
+        waiting = sys.modules["distributed"]
+        while True:
+            try:
+                waiting.wait(jobs, timeout=WATCH_SECONDS)
+                return self.client.gather(jobs)
+            except TimeoutError:
+                lost = set(self.groups) - set(self.client.scheduler_info(n_workers=-1)["workers"])
+                if lost:
+                    raise UserError(
+                        f"worker {', '.join(sorted(lost))} is gone, and its pixels with it; start anew, with more "
+                        "memory for each worker if that was the cause"
+                    ) from None

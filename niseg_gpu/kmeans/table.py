@@ -1,0 +1,74 @@
+"""Where a pipeline's blocks are gathered for k-means: one spectrum a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+BLOCK_PIXELS = 2_048
+
+
+class PixelTable:
+    """Spectra gathered block by block as rows (pixels, features), one after another.
+
+    A target for writes by region of a (features, Y, X) or (Z, Y, X) stack; writes of disjoint regions may run at once.
+
+    Parameters
+    ----------
+    backend : Cpu or Gpu
+    shape : tuple of int
+        Of the stack, in its own order.
+    features : bool
+        Whether the first axis holds the features (ToF); else every value is a pixel of one feature.
+    dtype : dtype
+        Of the stack. Integers of 8 and 16 bit stay what they are, all else becomes float32.
+    extras : int
+        Columns to leave free behind the spectrum, for other features; then the table is float32.
+    """
+
+    def __init__(
+        self, backend: Any, *, shape: tuple[int, ...], features: bool, dtype: Any = np.float32, extras: int = 0
+    ) -> None:
+        self.backend = backend
+        self.map_shape = shape[1:] if features else shape
+        self.features = features
+        pixels, dtype = int(np.prod(self.map_shape)), np.dtype(dtype)
+        narrow = dtype.kind in "iu" and dtype.itemsize <= 2 and not extras
+        self.n_features, self.extras = shape[0] if features else 1, extras
+        self.rows = backend.xp.empty(
+            (pixels, self.n_features + extras), dtype=dtype.newbyteorder("=") if narrow else np.float32
+        )
+        self.valid = np.zeros(pixels, dtype=bool)
+
+    @property
+    def spectra(self) -> Any:
+        """The table without its extra columns."""
+        return self.rows[:, : self.n_features]
+
+    def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
+        xp = self.backend.xp
+        if self.features and block.shape[0] != self.spectra.shape[1]:
+            raise ValueError(f"block of {block.shape[0]} features for a table of {self.spectra.shape[1]}")
+        where = region[1:] if self.features else region
+        index = np.arange(len(self.valid)).reshape(self.map_shape)[where].ravel()
+        flat = xp.reshape(block, (block.shape[0], -1)) if self.features else xp.reshape(block, (1, -1))
+        if len(index) and index[-1] - index[0] + 1 == len(index):  # whole rows: one run of the table
+            self.backend.write_spectra(flat, self.spectra[index[0] : index[-1] + 1])
+        else:
+            self.spectra[xp.asarray(index)] = xp.astype(flat, self.spectra.dtype).T
+        # what is kept as integers has no NaN, and its sum may wrap
+        finite = self.spectra.dtype.kind != "f" or self.backend.to_host(xp.isfinite(xp.sum(flat, axis=0)))
+        self.valid[index] = finite
+
+    def compact(self) -> Any:
+        """Move the rows with data to the front, in place, a piece at a time; return the view of them."""
+        if self.valid.all():
+            return self.rows
+        end = 0
+        for start in range(0, len(self.valid), BLOCK_PIXELS):
+            keep = np.flatnonzero(self.valid[start : start + BLOCK_PIXELS])
+            piece = self.rows[start : start + BLOCK_PIXELS][self.backend.xp.asarray(keep)]
+            self.rows[end : end + len(keep)] = piece
+            end += len(keep)
+        return self.rows[:end]

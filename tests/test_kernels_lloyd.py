@@ -1,0 +1,175 @@
+"""One pass of k-means: against plain NumPy, and the same bytes however the pixels are cut and lie in memory."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from niseg_gpu.backend import CPU
+from niseg_gpu.kernels import lloyd_xp
+from niseg_gpu.kernels.lloyd import BITS, Sums, choose_quantum
+
+DTYPES = ("float32", "uint16", "int16", "float64", "int32", ">i2")
+
+
+def make_pixels(n: int, features: int, *, dtype: str = "float32", seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform(20, 100, (5, features))
+    return (centres[rng.integers(0, 5, n)] + rng.normal(0, 9, (n, features))).clip(0, 127).astype(dtype)
+
+
+def run_pass(pixels: np.ndarray, centroids: np.ndarray, mean: np.ndarray, *, cuts=(), xp=None) -> tuple:
+    """Labels, sums, sizes and moves of all pieces between the cuts together."""
+    quantum = choose_quantum(float(np.abs(pixels.astype(np.float32) - mean).max()), len(pixels))
+    labels = np.full(len(pixels), 99, np.int32)
+    edges = [0, *sorted(cuts), len(pixels)]
+    found = []
+    for a, b in zip(edges, edges[1:], strict=False):
+        how = {"centroids": centroids, "mean": mean, "quantum": quantum, "labels": labels[a:b]}
+        if b > a:
+            found.append(
+                CPU.assign_and_sum(pixels[a:b], **how)
+                if xp is None
+                else lloyd_xp.assign_and_sum_xp(pixels[a:b], xp=xp, **how)
+            )
+    return labels, sum(f.sums for f in found), sum(f.sizes for f in found), sum(f.moved for f in found)
+
+
+def start_of(pixels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    mean = pixels.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return pixels[np.linspace(0, len(pixels) - 1, k).astype(int)].astype(np.float32) - mean, mean
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n, features, k", [(200, 33, 3), (61, 1, 4), (50, 600, 10), (1, 3, 1), (30, 1100, 66)])
+def test_a_pass_is_that_of_plain_numpy(dtype, n, features, k) -> None:
+    pixels = make_pixels(n, features, dtype=dtype)
+    centroids, mean = start_of(pixels, k)
+    labels, sums, sizes, moved = run_pass(pixels, centroids, mean)
+    wide = (pixels.astype(np.float32) - mean).astype(np.float64)
+    distances = ((wide[:, None] - centroids) ** 2).sum(axis=2)
+    np.testing.assert_allclose(distances[np.arange(n), labels], distances.min(axis=1), rtol=1e-5, atol=1e-2)
+    np.testing.assert_allclose(sums, [wide[labels == c].sum(axis=0) for c in range(k)], atol=1e-6)
+    np.testing.assert_array_equal(sizes, np.bincount(labels, minlength=k))
+    assert moved == n
+
+
+@given(st.data())
+def test_cuts_and_layout_are_not_seen_in_the_result(data) -> None:
+    n, features, k = (data.draw(st.integers(1, most)) for most in (300, 40, 9))
+    pixels = make_pixels(n, features, dtype=data.draw(st.sampled_from(DTYPES)), seed=data.draw(st.integers(0, 9)))
+    centroids, mean = start_of(pixels, k)
+    whole = run_pass(pixels, centroids, mean)
+    cuts = data.draw(st.lists(st.integers(0, n), max_size=6))
+    turned = np.ascontiguousarray(pixels.T).T
+    spaced = np.zeros((n, 2 * features), pixels.dtype)[:, ::2]
+    spaced[...] = pixels
+    for other in (pixels, turned, spaced):
+        for found, expected in zip(run_pass(other, centroids, mean, cuts=cuts), whole, strict=True):
+            assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
+
+
+def test_the_order_of_the_pixels_is_not_seen_in_the_sums() -> None:
+    pixels = make_pixels(3000, 70) * np.float32(np.pi)
+    centroids, mean = start_of(pixels, 6)
+    _, sums, *_ = run_pass(pixels, centroids, mean)
+    shuffled = np.random.default_rng(1).permutation(pixels)
+    assert run_pass(shuffled, centroids, mean)[1].tobytes() == sums.tobytes()
+
+
+def test_sums_of_rounded_values_are_exact() -> None:
+    rng = np.random.default_rng(0)
+    pixels = (rng.normal(size=(5000, 2)) * 10.0 ** rng.integers(-9, 4, (5000, 1))).astype(np.float32)
+    zero, n = np.zeros(2, np.float32), len(pixels)
+    quantum = choose_quantum(float(np.abs(pixels).max()), n)
+    found = CPU.assign_and_sum(
+        pixels, centroids=zero[None], mean=zero, quantum=quantum, labels=np.zeros(n, np.int32)
+    ).sums[0]
+    rounded = [sum(Fraction(float(np.rint(v / quantum))) for v in column) for column in pixels.T.astype(np.float64)]
+    assert [Fraction(float(v)) / Fraction(quantum) for v in found] == rounded
+    exact = [float(sum(map(Fraction, map(float, column)))) for column in pixels.T]
+    assert np.abs(found - exact).max() <= n * quantum / 2
+
+
+@given(st.floats(1e-30, 1e30), st.integers(1, 2**31))
+def test_the_quantum_leaves_room_for_the_sum_and_little_more(largest, n) -> None:
+    quantum = choose_quantum(largest, n)
+    assert 2.0 ** (BITS - 1) <= largest * n / quantum < 2.0**BITS
+
+
+def test_no_centroid_wins_but_the_first_of_equal_ones() -> None:
+    pixels = make_pixels(40, 5)
+    centroids, mean = start_of(pixels, 1)
+    labels, _, sizes, _ = run_pass(pixels, np.repeat(centroids, 7, axis=0), mean)
+    assert (labels == 0).all() and sizes.tolist() == [40, 0, 0, 0, 0, 0, 0]
+
+
+def test_pixels_labelled_as_without_data_are_left_out() -> None:
+    pixels = make_pixels(100, 20)
+    pixels[::7] = np.nan
+    zero = np.zeros(20, np.float32)
+    for xp in (None, np):
+        labels = np.where(np.isnan(pixels[:, 0]), -1, 5).astype(np.int32)
+        how = {"centroids": pixels[[1, 2]], "mean": zero, "quantum": 2.0**-30, "labels": labels}
+        found = CPU.assign_and_sum(pixels, **how) if xp is None else lloyd_xp.assign_and_sum_xp(pixels, xp=xp, **how)
+        assert (labels[::7] == -1).all() and found.sizes.sum() == found.moved == (labels >= 0).sum() == 85
+        assert np.isfinite(found.sums).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_array_calls_give_the_same_sums(dtype, monkeypatch) -> None:
+    monkeypatch.setattr(lloyd_xp, "BLOCK_BYTES", 4000)
+    pixels = make_pixels(300, 17, dtype=dtype)
+    centroids, mean = start_of(pixels, 4)
+    for found, expected in zip(
+        run_pass(pixels, centroids, mean, cuts=(70, 71), xp=np), run_pass(pixels, centroids, mean), strict=True
+    ):
+        assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_bounds_moments_and_distances_agree(dtype, monkeypatch) -> None:
+    monkeypatch.setattr(lloyd_xp, "BLOCK_BYTES", 4000)
+    pixels = make_pixels(200, 45, dtype=dtype)
+    if dtype == "float32":
+        pixels[[3, 50], [0, 44]] = np.nan, -np.inf
+    ours, theirs = CPU.find_bounds(pixels), lloyd_xp.find_bounds_xp(pixels, xp=np)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    good = pixels[ours.valid].astype(np.float64)
+    np.testing.assert_array_equal(ours.low, good.min(axis=0))
+    np.testing.assert_array_equal(ours.high, good.max(axis=0))
+    labels, centre = np.where(ours.valid, 0, -1).astype(np.int32), np.full(45, 60.5, np.float32)
+    how = {"centre": centre, "quantum": 2.0**-30, "square_quantum": 2.0**-20, "labels": labels}
+    sums, squares = CPU.sum_moments(pixels, **how)
+    np.testing.assert_allclose(sums, (good - centre).sum(axis=0), rtol=1e-6, atol=1e-3)
+    assert squares == pytest.approx(((good - centre) ** 2).sum(), rel=1e-6)
+    other_sums, other_squares = lloyd_xp.sum_moments_xp(pixels, xp=np, **how)
+    assert other_sums.tobytes() == sums.tobytes() and other_squares == pytest.approx(squares, rel=1e-12)
+    points = pixels[[0, 100]].astype(np.float32) - centre
+    distances = CPU.measure_distances(pixels, points=points, mean=centre)
+    assert distances[0, 0] == distances[1, 100] == 0
+    expected = lloyd_xp.measure_distances_xp(pixels, points=points, mean=centre, xp=np)
+    np.testing.assert_allclose(distances[:, ours.valid], expected[:, ours.valid], rtol=1e-5)
+
+
+def test_array_calls_run_on_a_strict_array_api() -> None:
+    xp = array_api_strict
+    pixels = make_pixels(90, 6, dtype="uint16")
+    centroids, mean = start_of(pixels, 3)
+    _, sums, sizes, moved = run_pass(pixels, centroids, mean)
+    quantum = choose_quantum(float(np.abs(pixels.astype(np.float32) - mean).max()), len(pixels))
+    data, strict, offset, labels = (xp.asarray(a) for a in (pixels, centroids, mean, np.full(90, 99, np.int32)))
+    found = lloyd_xp.assign_and_sum_xp(data, centroids=strict, mean=offset, quantum=quantum, labels=labels, xp=xp)
+    assert isinstance(found, Sums) and found.moved == moved
+    np.testing.assert_array_equal(np.asarray(found.sums), sums)
+    np.testing.assert_array_equal(np.asarray(found.sizes), sizes)
+    assert bool(xp.all(lloyd_xp.find_bounds_xp(data, xp=xp).valid))
+    how = {"centre": offset, "quantum": quantum, "square_quantum": quantum, "labels": labels, "xp": xp}
+    assert lloyd_xp.sum_moments_xp(data, **how)[1] > 0
+    assert lloyd_xp.measure_distances_xp(data, points=strict, mean=offset, xp=xp).shape == (3, 90)
