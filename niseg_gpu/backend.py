@@ -69,6 +69,9 @@ class Cpu:
     keeps_rows = False  # kernels read pixels in any layout
     has_bus = False  # between its memory and the host's
     kernels = "own"  # or library; set by `select`
+    # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
+    network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True}
+    tile_pixels = {2: 1152**2, 3: 112**3}
 
     @property
     def uses(self) -> dict[str, str]:
@@ -79,6 +82,7 @@ class Cpu:
             "remove_spots": spots if self.kernels == "own" else library,
             "detect_spots": "numba (own k-d tree)",
             "kmeans": own if self.kernels == "own" else "sklearn.cluster.KMeans (lloyd)",
+            "segment_unet": "jax on the CPU, float32",
             "everything else": "numpy",
         }
 
@@ -242,6 +246,29 @@ class Cpu:
 
         return find_votes(voters, queries, n_neighbors=n_neighbors, by_distance=by_distance, workers=workers)
 
+    @cached_property
+    def jax_device(self) -> Any:
+        """Where JAX computes what lies on this device."""
+        from niseg_gpu.xla import start_jax
+
+        return start_jax(cpu_model()).devices("cpu")[0]
+
+    def to_jax(self, block: np.ndarray) -> Any:
+        """The block for JAX on this device."""
+        from niseg_gpu.xla import start_jax
+
+        device = self.jax_device
+        return start_jax(cpu_model()).device_put(np.ascontiguousarray(block), device)
+
+    def from_jax(self, array: Any) -> np.ndarray:
+        return np.array(array)
+
+    def free_bytes(self) -> int:
+        """Memory of the device that can still be had."""
+        from niseg_gpu.xla import free_host_bytes
+
+        return free_host_bytes()
+
     def from_host(self, block: np.ndarray) -> np.ndarray:
         """Bring a block to the device, in the machine's byte order."""
         return block.astype(block.dtype.newbyteorder("="), copy=False)
@@ -270,6 +297,8 @@ class Gpu:
     keeps_rows = True  # of pixels that lay otherwise
     has_bus = True
     kernels = "library"  # or own; set by `select`
+    network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False}
+    tile_pixels = {2: 2048**2, 3: 384**3}
 
     @property
     def uses(self) -> dict[str, str]:
@@ -280,6 +309,7 @@ class Gpu:
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
             "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
             "kmeans": clusters,
+            "segment_unet": "jax on the GPU, bfloat16",
             "everything else": "cupy",
         }
 
@@ -457,6 +487,25 @@ class Gpu:
             return self.xp.zeros(0), self.xp.zeros(0)
         for_spots, against = zip(*found, strict=True)
         return self.xp.concatenate(for_spots), self.xp.concatenate(against)
+
+    @cached_property
+    def jax_device(self) -> Any:
+        from niseg_gpu.xla import find_gpu, start_jax
+
+        return find_gpu(start_jax(cpu_model()), self.xp.cuda.Device().id)
+
+    def to_jax(self, block: Any) -> Any:
+        from niseg_gpu.xla import start_jax
+
+        _ = self.jax_device  # or a complaint that says what to install
+        return start_jax(cpu_model()).dlpack.from_dlpack(self.xp.ascontiguousarray(block))
+
+    def from_jax(self, array: Any) -> Any:
+        return self.xp.from_dlpack(array)
+
+    def free_bytes(self) -> int:
+        free, _ = self.xp.cuda.runtime.memGetInfo()
+        return free
 
     def from_host(self, block: np.ndarray) -> Any:
         block = np.ascontiguousarray(block)
