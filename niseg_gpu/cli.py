@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     kinds = simulate.add_subparsers(metavar="KIND", required=True)
     _add_simulate_tof(kinds)
     _add_simulate_radiograph(kinds)
+    _add_simulate_roots(kinds)
 
     add_knn(commands)
     add_unet(commands)
@@ -177,6 +178,16 @@ def _add_simulate_radiograph(kinds: Any) -> None:
     parser = add_command(kinds, "radiograph", _simulate_radiograph, text)
     parser.add_argument("output", metavar="OUT", help="folder to make")
     add_keywords(parser, simulate_radiograph)
+
+
+def _add_simulate_roots(kinds: Any) -> None:
+    from niseg_gpu.pipeline.parameters import add_keywords
+    from niseg_gpu.simulate.roots import simulate_roots
+
+    text = "Simulate roots in soil, as a radiograph of a slab or a tomogram of a pot, with the truth."
+    parser = add_command(kinds, "roots", _simulate_roots, text)
+    parser.add_argument("output", metavar="OUT", help="folder to make")
+    add_keywords(parser, simulate_roots)
 
 
 def _set_up_logging(options: argparse.Namespace) -> None:
@@ -286,6 +297,16 @@ def _simulate_radiograph(options: argparse.Namespace) -> None:
     named = {name: getattr(options, name) for name in keywords_of(simulate_radiograph)}
     simulate_radiograph(Path(options.output), **named)
     say(options, f"wrote {options.output}")
+
+
+def _simulate_roots(options: argparse.Namespace) -> None:
+    from niseg_gpu.figures_roots import draw_previews
+    from niseg_gpu.pipeline.parameters import keywords_of
+    from niseg_gpu.simulate.roots import simulate_roots
+
+    named = {name: getattr(options, name) for name in keywords_of(simulate_roots)}
+    simulate_roots(Path(options.output), draw_previews, **named)
+    say(options, f"wrote {options.output}; pictures: {Path(options.output) / 'preview'}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
