@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.simulate.folders import appear_when_whole
+from niseg_gpu.simulate.streams import check_limits
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -285,9 +286,7 @@ def read_shape(shape: str | Sequence[int]) -> tuple[int, ...]:
 
 def _check_arguments(given: dict[str, Any]) -> None:
     """Refuse what can't be simulated, each with the value, the limits and what to do."""
-    for name, (low, high) in LIMITS.items():
-        if given[name] is not None and not low <= given[name] <= high:
-            raise UserError(f"{name}={given[name]!r} is out of range; give {low:g} to {high:g}")
+    check_limits(given, LIMITS)
     for name, allowed in (("habit", HABITS), ("format", get_args(Format))):
         if given[name] not in allowed:
             raise UserError(f"{name}={given[name]!r} is not known{suggest(str(given[name]), allowed)}")
