@@ -50,7 +50,7 @@ def simulate_roots(
     draw: Callable[[Path], Any] | None = None,
     *,
     seed: int = 2018,
-    shape: str | Sequence[int] = "512x512",
+    shape: str | tuple[int, ...] = "512x512",
     voxel_size_um: float = 200.0,
     habit: str = "taprooted",
     n_plants: int = 1,
@@ -91,7 +91,7 @@ def simulate_roots(
         Called with the folder before it appears, to put pictures into it.
     seed : int, optional
         Of all random numbers.
-    shape : str or sequence of int, optional
+    shape : str or tuple of int, optional
         Such as 512x512 for a slab (down, across) or 256x256x256 for a pot (down, y, x); at least 32 each.
     voxel_size_um : float, optional
         Side of a pixel or voxel.
