@@ -13,6 +13,8 @@ A benchmark class has the shape that asv knows (``params``, ``param_names``, ``s
     Whether the first run, the checked one, is left out of the time.
 ``shape``, ``dtype``, ``nbytes``
     Of the data gone through, known after ``setup``; GB/s are these bytes over the seconds.
+``why_not()``
+    Optional: says why the benchmark can't run here, or nothing.
 
 A method may return a `Ran`, when it took the time itself.
 """
@@ -63,6 +65,10 @@ def run_benchmark(kind: type, *, size: str, seconds: float) -> Iterator[dict[str
     seconds : float
         For the repeats of each side; each is run once at least.
     """
+    reason = kind.why_not() if hasattr(kind, "why_not") else ""
+    if reason:
+        yield {"benchmark": _name(kind), "params": {"size": size}, "side": "", "skipped": reason}
+        return
     for values in product(*kind.params):
         if values[0] != size:
             continue
@@ -142,7 +148,7 @@ def _head(benchmark: Any, values: tuple[Any, ...], side: str) -> dict[str, Any]:
     """What the row is about."""
     kind = type(benchmark)
     return {
-        "benchmark": f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}",
+        "benchmark": _name(kind),
         "params": dict(zip(kind.param_names, values, strict=True)),
         "side": side,
         "reference": benchmark.reference.removeprefix("time_"),
@@ -152,6 +158,10 @@ def _head(benchmark: Any, values: tuple[Any, ...], side: str) -> dict[str, Any]:
         "dtype": str(benchmark.dtype),
         "bytes": int(benchmark.nbytes),
     }
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}"
 
 
 def _seconds(benchmark: Any, side: str, runs: list[Ran], middle: dict[str, float]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import numpy as np
 
 from niseg_gpu.errors import UserError
 
+QUERIES = 2**18  # neighbours of so many are held at once on a GPU
+
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +40,25 @@ class Clusters(NamedTuple):
     centroids: np.ndarray
     inertia: float
     n_iter: int
+
+
+class Cleaned(NamedTuple):
+    """What the cleaning of spots gives.
+
+    Attributes
+    ----------
+    image : (..., Y, X) array
+    spots : (..., Y, X) bool array
+    number : () array of integer
+        Spots in the part of the image that was asked for; on a GPU nobody has waited for it.
+    has_nan : bool
+        Whether there is NaN in the image; the other three then mean nothing.
+    """
+
+    image: Any
+    spots: Any
+    number: Any
+    has_nan: bool
 
 
 class Cpu:
@@ -77,14 +98,22 @@ class Cpu:
         return median_filter(image, size=size, mode="nearest")
 
     def clean_spots(
-        self, image: np.ndarray, *, size: int, threshold: float, kind: str
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`."""
+        self, image: np.ndarray, *, size: tuple[int, ...], threshold: float, kind: str, own: tuple[slice, ...] = ()
+    ) -> Cleaned:
+        """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`.
+
+        `size` is the window per axis; of the spots found, those in `own` are counted, all by default.
+        """
         from niseg_gpu.kernels import median, spots_xp
 
-        if self.kernels == "own" and median.covers_on_cpu(image.dtype, (size, size)) and threshold >= 0:
-            return median.clean_frames(image, size=size, threshold=threshold, kind=kind)
-        return spots_xp.clean_spots_xp(image, xp=np, median=self.median, size=size, threshold=threshold, kind=kind)
+        if has_nan(image):
+            return Cleaned(image, None, None, True)
+        if self.kernels == "own" and median.covers_on_cpu(image.dtype, size) and threshold >= 0:
+            cleaned, spots = median.clean_frames(image, size=size[-1], threshold=threshold, kind=kind)
+        else:
+            settings = {"xp": np, "median": self.median, "size": size, "threshold": threshold, "kind": kind}
+            cleaned, spots = spots_xp.clean_spots_xp(image, **settings)
+        return Cleaned(cleaned, spots, spots_xp.count_own(spots, own), False)
 
     def replace_spots(self, image: np.ndarray, *, window: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
         """Replace spots with any options, and count them; see `niseg_gpu.kernels.spots_xp.replace_spots_xp`."""
@@ -171,20 +200,35 @@ class Cpu:
             model.fit(pixels)
         return Clusters(model.labels_, model.cluster_centers_, float(model.inertia_), int(model.n_iter_))
 
-    def index_points(self, points: np.ndarray, *, n_neighbors: int) -> Any:
-        """Prepare (n, features) float32 points, all different, for `find_nearest`."""
-        from niseg_gpu.kernels.kdtree import build_tree
+    def index_voters(self, points: np.ndarray, *, first: np.ndarray, before: np.ndarray, n_neighbors: int) -> Any:
+        """Prepare piles of equal points for `find_votes`.
 
-        return build_tree(points)
+        Parameters
+        ----------
+        points : (piles, features) float32 ndarray
+            One of each pile, all different, on the host as all of these.
+        first : (piles + 1,) int64 ndarray
+            Where each pile's points start.
+        before : (points + 1,) int64 ndarray
+            Spots among the points before each.
+        n_neighbors : int
+            At most the number of points.
+        """
+        from niseg_gpu.kernels.votes import index_voters
 
-    def find_nearest(self, index: Any, queries: np.ndarray, *, n_neighbors: int, workers: int) -> tuple[Any, Any]:
-        """Distances (float64) and numbers of each query's nearest points; of points equally far the first wins."""
-        from niseg_gpu.kernels.kdtree import find_nearest
+        return index_voters(points, first=first, before=before)
 
-        return find_nearest(index, queries, n_neighbors=n_neighbors, workers=workers)
+    def find_votes(
+        self, voters: Any, queries: np.ndarray, *, n_neighbors: int, by_distance: bool, workers: int
+    ) -> tuple[Any, Any]:
+        """Votes of each query's nearest points for spots and against; of points equally far the first vote."""
+        from niseg_gpu.kernels.votes import find_votes
+
+        return find_votes(voters, queries, n_neighbors=n_neighbors, by_distance=by_distance, workers=workers)
 
     def from_host(self, block: np.ndarray) -> np.ndarray:
-        return block
+        """Bring a block to the device, in the machine's byte order."""
+        return block.astype(block.dtype.newbyteorder("="), copy=False)
 
     def to_host(self, block: np.ndarray) -> np.ndarray:
         return np.asarray(block)
@@ -212,7 +256,7 @@ class Gpu:
 
     @property
     def uses(self) -> dict[str, str]:
-        library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3 and 5"
+        library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3, 5, 7 and 3 x 3 x 3"
         return {
             "overlap_correct": "cupy",
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
@@ -239,9 +283,9 @@ class Gpu:
 
     def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
         if self._takes_own(image, size):
-            from niseg_gpu.kernels.median_gpu import median_frames_gpu
+            from niseg_gpu.kernels.median_gpu import median_gpu, window_of
 
-            return median_frames_gpu(image, size=size[-1], xp=self.xp)
+            return median_gpu(image, window=window_of(size), xp=self.xp)
         return self._median(image, size, mode="nearest")
 
     def _takes_own(self, image: Any, size: tuple[int, ...]) -> bool:
@@ -255,14 +299,25 @@ class Gpu:
             _say_library_is_taken(reason)
         return not reason
 
-    def clean_spots(self, image: Any, *, size: int, threshold: float, kind: str) -> tuple[Any, Any]:
-        from niseg_gpu.kernels.spots_xp import clean_spots_xp
+    def clean_spots(
+        self, image: Any, *, size: tuple[int, ...], threshold: float, kind: str, own: tuple[slice, ...] = ()
+    ) -> Cleaned:
+        from niseg_gpu.kernels import spots_xp
 
-        if threshold >= 0 and self._takes_own(image, (1,) * (image.ndim - 2) + (size, size)):
-            from niseg_gpu.kernels.median_gpu import clean_frames_gpu
+        xp = self.xp
+        if threshold >= 0 and self._takes_own(image, size):
+            from niseg_gpu.kernels.median_gpu import clean_gpu, window_of
 
-            return clean_frames_gpu(image, size=size, threshold=threshold, kind=kind, xp=self.xp)
-        return clean_spots_xp(image, xp=self.xp, median=self.median, size=size, threshold=threshold, kind=kind)
+            count, part = xp.zeros(2, dtype=np.uint64), spots_xp.frames_and_rows(own, image.shape)
+            settings = {"window": window_of(size), "threshold": threshold, "kind": kind}
+            cleaned, spots = clean_gpu(image, xp=xp, count=count, own=part or (), **settings)
+            number = count[0] if part is not None else spots_xp.count_own(spots, own)
+            return Cleaned(cleaned, spots, number, image.dtype.kind == "f" and bool(count[1]))
+        if has_nan(image):
+            return Cleaned(image, None, None, True)
+        settings = {"xp": xp, "median": self.median, "size": size, "threshold": threshold, "kind": kind}
+        cleaned, spots = spots_xp.clean_spots_xp(image, **settings)
+        return Cleaned(cleaned, spots, spots_xp.count_own(spots, own), False)
 
     def replace_spots(self, image: Any, *, window: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
         from niseg_gpu.kernels.spots_xp import replace_spots_xp
@@ -326,21 +381,41 @@ class Gpu:
 
         return iterate_lloyd(self.xp, iterate, pixels, centroids=centroids, max_iter=max_iter, tol=tol)
 
-    def index_points(self, points: Any, *, n_neighbors: int) -> Any:
+    def index_voters(self, points: np.ndarray, *, first: np.ndarray, before: np.ndarray, n_neighbors: int) -> Any:
         # cuML searches in float32: a few candidates more, so that ranking them in float64 can mend its order
         candidates = min(n_neighbors + 8, len(points))
         algorithm = "rbc" if points.shape[1] in (2, 3) and candidates**2 <= len(points) else "brute"
-        return points, self._neighbors(n_neighbors=candidates, algorithm=algorithm, output_type="cupy").fit(points)
+        points, first, before = (self.from_host(array) for array in (points, first, before))
+        model = self._neighbors(n_neighbors=candidates, algorithm=algorithm, output_type="cupy").fit(points)
+        return points, first, before, model
 
-    def find_nearest(self, index: Any, queries: Any, *, n_neighbors: int, workers: int) -> tuple[Any, Any]:
-        from niseg_gpu.kernels.candidates import rank_candidates
+    def find_votes(
+        self, voters: Any, queries: Any, *, n_neighbors: int, by_distance: bool, workers: int
+    ) -> tuple[Any, Any]:
+        from niseg_gpu.kernels.candidates import count_votes, rank_candidates
 
-        points, model = index
-        candidates = model.kneighbors(queries, return_distance=False)
-        return rank_candidates(points, queries, candidates, n_neighbors=n_neighbors, xp=self.xp)
+        points, first, before, model = voters
+        found, piles = [], min(n_neighbors, len(points))
+        for start in range(0, len(queries), QUERIES):
+            piece = queries[start : start + QUERIES]
+            candidates = model.kneighbors(piece, return_distance=False)
+            nearest = rank_candidates(points, piece, candidates, n_neighbors=piles, xp=self.xp)
+            found.append(
+                count_votes(*nearest, first, before, n_neighbors=n_neighbors, by_distance=by_distance, xp=self.xp)
+            )
+        if not found:
+            return self.xp.zeros(0), self.xp.zeros(0)
+        for_spots, against = zip(*found, strict=True)
+        return self.xp.concatenate(for_spots), self.xp.concatenate(against)
 
     def from_host(self, block: np.ndarray) -> Any:
-        return self.xp.asarray(np.ascontiguousarray(block))
+        block = np.ascontiguousarray(block)
+        if block.dtype.isnative:
+            return self.xp.asarray(block)
+        from niseg_gpu.kernels.words import swap_bytes
+
+        words = self.xp.asarray(block.view(f"u{block.itemsize}"))  # they travel as they are, and are swapped there
+        return swap_bytes(words).view(block.dtype.newbyteorder("="))
 
     def to_host(self, block: Any) -> np.ndarray:
         return self.xp.asnumpy(block)
@@ -444,6 +519,12 @@ def backend_of(block: Any) -> Any:
     if root not in TWINS:
         raise TypeError(f"block is a {type(block).__module__}.{type(block).__name__}; allowed: numpy or cupy arrays")
     return TWINS[root]
+
+
+def has_nan(image: Any) -> bool:
+    """Whether there is NaN in an image; of Inf it may say so too, for Inf - Inf looks like NaN."""
+    xp = backend_of(image).xp
+    return image.dtype.kind == "f" and bool(xp.isnan(xp.sum(image)))
 
 
 def select(device: str = "auto", *, kernels: str = "auto") -> tuple[Any, str]:

@@ -101,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_keywords(evaluate, evaluate_files)
 
     info = add_command(commands, "info", _info, "Show devices, libraries and which of them each step would use.")
+    info.add_argument("--kernels", choices=("library", "own"), default="library", help="what a GPU takes")
     info.add_argument("--json", action="store_true", help="for programs to read")
 
     simulate = commands.add_parser("simulate", help="Simulate data with known truth.")
@@ -276,7 +277,7 @@ def _info(options: argparse.Namespace) -> None:
 
     from niseg_gpu.pipeline.info import describe_machine, format_machine
 
-    machine = describe_machine()
+    machine = describe_machine(kernels=options.kernels)
     print(json.dumps(machine, indent=2) if options.json else format_machine(machine))
 
 

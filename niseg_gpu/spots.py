@@ -11,7 +11,8 @@ from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count, own_part
 from niseg_gpu.io.open import open_stack
-from niseg_gpu.kernels.spots_xp import NOISE_SIZE
+from niseg_gpu.kernels.spots_xp import NOISE_SIZE, find_missing, median_of_values
+from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile
 
 MOST_DEAD = 0.5  # share of pixels; a mask with more of them is most likely one of those alive
@@ -163,6 +164,33 @@ def halo_remove_spots(
     if replacement == "mean":
         halo, frames = halo + size // 2, 2 * frames
     return frames, halo
+
+
+def plane_remove_spots(
+    *,
+    size: int = 3,
+    threshold: float,
+    kind: str = "both",
+    threshold_unit: str = "counts",
+    neighbourhood: str = "frame",
+    **_: Any,
+) -> Plane | None:
+    """The plane in which a spot is told; a threshold in units of the noise is no line in it.
+
+    A sample of single frames knows nothing of a median over several.
+    """
+    if neighbourhood != "frame":
+        return None
+
+    def compute(frame: Any) -> Any:
+        backend = backend_of(frame)
+        xp, missing = backend.xp, find_missing(frame, None, xp=backend.xp)
+        median = median_of_values(frame, (size, size), missing, backend=backend)
+        residual = xp.astype(frame, xp.float32) - xp.astype(median, xp.float32)
+        return xp.stack([xp.astype(frame, xp.float32), residual if kind != "both" else abs(residual)], axis=-1)
+
+    limit = (-threshold if kind == "dark" else threshold) if threshold_unit == "counts" else None
+    return Plane(("value", "abs_residual" if kind == "both" else "residual"), compute, size // 2, size, limit)
 
 
 def _window(image: Any, size: int, neighbourhood: str) -> tuple[int, ...]:

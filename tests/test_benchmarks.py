@@ -78,7 +78,7 @@ def test_labels_agree_with_plain_script(corrected):
 
 
 def test_runner_measures_every_step(bench_data, tmp_path, capsys):
-    names = ["read", "overlap", "spots", "kmeans", "simulate"]
+    names = ["read", "overlap", "spots", "knn", "kmeans", "simulate"]
     status = runner.main([*names, "--seconds", "0", "--data", str(bench_data), "--json", str(tmp_path / "rows.json")])
     assert status == 0
     record = json.loads((tmp_path / "rows.json").read_text())
@@ -141,19 +141,31 @@ def test_every_benchmark_refuses_wrong_output(subject, bench_data, monkeypatch):
     """The check of each subject sees a small fault in what a side gives."""
     monkeypatch.setenv("NISEG_BENCH_DATA", str(bench_data))
     for kind in runner.find_benchmarks([subject]):
+        if hasattr(kind, "why_not") and kind.why_not():
+            pytest.skip(kind.why_not())
         benchmark = kind()
         values = [choices[0] for choices in kind.params]
         benchmark.setup(*values)
-        if subject == "spots":
-            expected = benchmark.time_scipy(*values)
+        expected = getattr(benchmark, benchmark.reference)(*values)
+        if subject == "spots_gpu":
+            expected = [benchmark.gpu.to_host(a).copy() for a in getattr(expected, "output", expected)]
+            faulty = [expected[0] + (np.arange(expected[0].shape[-1]) == 5).astype(expected[0].dtype), *expected[1:]]
+        elif isinstance(expected, tuple):
             faulty = (expected[0], expected[1] ^ (np.arange(64) == 5))
         else:
-            expected = getattr(benchmark, benchmark.reference)(*values)
             faulty = expected.copy()
             faulty.flat[faulty.size // 2] += 1
         benchmark.assert_equal(expected, expected)
         with pytest.raises(AssertionError):
             benchmark.assert_equal(faulty, expected)
+
+
+def test_what_cannot_run_here_is_skipped_with_the_reason(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("benchmarks.bench_spots_gpu.FromRawBytes.why_not", staticmethod(lambda: "no | GPU"))
+    assert runner.main(["spots_gpu.FromRawBytes", "--json", str(tmp_path / "rows.json")]) == 0
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert row["skipped"] == "no | GPU" and "seconds" not in row
+    assert "| spots_gpu.FromRawBytes small |  | skipped: no \\| GPU |" in capsys.readouterr().out
 
 
 def test_labels_may_differ_at_ties_only(bench_data, monkeypatch):

@@ -20,6 +20,7 @@ LAYERS = {
     "io": 2,
     "correct": 3,
     "tof": 3,
+    "plane": 3,
     "spots": 3,
     "kmeans": 3,
     "cluster_quality": 3,

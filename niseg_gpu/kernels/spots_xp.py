@@ -13,7 +13,7 @@ PIECE = 1 << 18  # windows gathered at a time
 
 
 def clean_spots_xp(
-    image: Any, *, xp: Any, median: Callable[..., Any], size: int, threshold: float, kind: str
+    image: Any, *, xp: Any, median: Callable[..., Any], size: tuple[int, ...], threshold: float, kind: str
 ) -> tuple[Any, Any]:
     """Replace what differs from the running median by more than `threshold`; see `niseg_gpu.spots.remove_spots`.
 
@@ -24,8 +24,10 @@ def clean_spots_xp(
         Array namespace of `image`.
     median : callable
         ``(image, size=sides per axis) -> running median``.
+    size : tuple of int
+        Sides of the window along each axis.
     """
-    middle = median(image, size=(1,) * (image.ndim - 2) + (size, size))
+    middle = median(image, size=size)
     spots = _find(image, middle, threshold, kind, xp=xp)
     return xp.where(spots, middle, image), spots
 
@@ -64,25 +66,39 @@ def replace_spots_xp(
         Spots within `own`.
     """
     xp = backend.xp
-    flat = all(side == 1 for side in window[:-2])
-    plain = threshold_unit == "counts" and replacement == "median" and max_area is None and flat
-    missing = _find_missing(image, dead, xp=xp)
-    if plain and missing is None:
-        cleaned, spots = backend.clean_spots(image, size=window[-1], threshold=threshold, kind=kind)
-    else:
-        median = _median_of_values(image, window, missing, backend=backend)
-        limit = threshold * _noise(image, median, threshold_unit, missing, backend=backend)
-        spots = _find(image, median, limit, kind, xp=xp)
-        if dead is not None:
-            spots &= ~dead
-        if max_area is not None:
-            spots = _drop_large(spots, max_area, backend=backend)
-        replaced = spots if dead is None else spots | dead
-        cleaned = _replace(image, median, replaced, missing, window=window, replacement=replacement, xp=xp)
+    if threshold_unit == "counts" and replacement == "median" and max_area is None and dead is None:
+        done = backend.clean_spots(image, size=window, threshold=threshold, kind=kind, own=own)
+        if not done.has_nan:
+            return done.image, done.spots, done.number
+    missing = find_missing(image, dead, xp=xp)
+    median = median_of_values(image, window, missing, backend=backend)
+    limit = threshold * _noise(image, median, threshold_unit, missing, backend=backend)
+    spots = _find(image, median, limit, kind, xp=xp)
+    if dead is not None:
+        spots &= ~dead
+    if max_area is not None:
+        spots = _drop_large(spots, max_area, backend=backend)
+    replaced = spots if dead is None else spots | dead
+    cleaned = _replace(image, median, replaced, missing, window=window, replacement=replacement, xp=xp)
     return cleaned, spots, xp.sum(spots[own])
 
 
-def _find_missing(image: Any, dead: Any, *, xp: Any) -> Any:
+def count_own(spots: Any, own: tuple[slice, ...]) -> Any:
+    """How many spots lie in the frames, rows and columns of `own`; all of them where it is empty."""
+    return spots[(..., *own[-spots.ndim :])].sum()
+
+
+def frames_and_rows(own: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    """The frames and rows of `own` where it holds all columns of an image of `shape`; None where it doesn't."""
+    if not own:
+        return ()
+    own = (slice(None),) * (3 - len(own)) + tuple(own)
+    if len(own) != 3 or len(shape) > 3 or own[2].indices(shape[-1]) != (0, shape[-1], 1):
+        return None
+    return own[:2] if len(shape) == 3 else (slice(None), own[1])
+
+
+def find_missing(image: Any, dead: Any, *, xp: Any) -> Any:
     """Where there is no value: NaN, or a dead pixel; None where every pixel has one."""
     missing = None
     # Inf - Inf looks like NaN too: then the careful way is taken for nothing
@@ -93,7 +109,7 @@ def _find_missing(image: Any, dead: Any, *, xp: Any) -> Any:
     return missing
 
 
-def _median_of_values(image: Any, window: tuple[int, ...], missing: Any, *, backend: Any) -> Any:
+def median_of_values(image: Any, window: tuple[int, ...], missing: Any, *, backend: Any) -> Any:
     """Running median; where values are missing from a window, that of the others; of none, NaN or the value itself."""
     xp = backend.xp
     if missing is None:
@@ -133,7 +149,7 @@ def _noise(image: Any, median: Any, unit: str, missing: Any, *, backend: Any) ->
         return xp.sqrt(xp.maximum(xp.astype(median, xp.float32), xp.asarray(1, dtype=xp.float32)))
     distance = xp.abs(xp.astype(image, xp.float32) - xp.astype(median, xp.float32))
     window = (1,) * (image.ndim - 2) + (NOISE_SIZE, NOISE_SIZE)
-    return as_sigma(_median_of_values(distance, window, missing, backend=backend), image.dtype, xp=xp)
+    return as_sigma(median_of_values(distance, window, missing, backend=backend), image.dtype, xp=xp)
 
 
 def as_sigma(deviation: Any, dtype: np.dtype, *, xp: Any) -> Any:

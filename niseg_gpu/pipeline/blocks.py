@@ -16,6 +16,8 @@ from niseg_gpu.pipeline.values import ValueCheck
 if TYPE_CHECKING:
     import xarray as xr
 
+    from niseg_gpu.pipeline.planes import PlaneSamples
+
 
 def halo_of(stages: Sequence[Any]) -> tuple[int, int]:
     """What a block must see beyond its border to come through all stages: along the first axis, and in y and x."""
@@ -46,13 +48,22 @@ class BlockRun:
     stack : xarray.DataArray
     stages : sequence of Stage
     bad_values : {"error", "keep"}
+    samples : PlaneSamples, optional
+        Given what comes to the stages that look for spots.
     """
 
     def __init__(
-        self, backend: Any, clock: Clock, stack: xr.DataArray, stages: Sequence[Any], *, bad_values: str
+        self,
+        backend: Any,
+        clock: Clock,
+        stack: xr.DataArray,
+        stages: Sequence[Any],
+        *,
+        bad_values: str,
+        samples: PlaneSamples | None = None,
     ) -> None:
         self.backend, self.clock, self.stack, self.stages = backend, clock, stack, stages
-        self.halo = halo_of(stages)
+        self.halo, self.samples = halo_of(stages), samples
         self.pictured = pictured_stage(stages)
         role = stack.attrs.get("role", "sample")
         self.of = "" if role == "sample" else f"{role.replace('_', ' ')}: "
@@ -99,6 +110,9 @@ class BlockRun:
         if self.pictured == 0:
             pictures.append(self.backend.xp.mean(block, axis=0, dtype=self.backend.xp.float32))
         for i, stage in enumerate(self.stages):
+            if self.samples is not None and i in self.samples.steps:
+                with self.clock.timing("sample for the report", 0):
+                    self.samples.take(i, block, inner=counted[-block.ndim :])
             state = {name: aside.get((i, name), self._local(value, wide, stage)) for name, value in stage.state.items()}
             with findings.collect(counted) as tally, self.clock.timing(stage.name, block.nbytes):
                 block = stage.op.apply(block, **state)

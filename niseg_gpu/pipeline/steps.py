@@ -37,6 +37,8 @@ class Op(NamedTuple):
         Axes that a block may not split; a stack without them has no use for the step.
     mask : bool
         Whether `apply` also gives a mask.
+    plane : callable or None
+        ``(**state) -> Plane`` in which it tells spots, for the report's picture, or None where there is none.
     """
 
     apply: Callable[..., Any] | None
@@ -46,6 +48,7 @@ class Op(NamedTuple):
     halo: Callable[..., int | tuple[int, int]] = _no_halo
     whole: frozenset[str] = frozenset()
     mask: bool = False
+    plane: Callable[..., Any] | None = None
 
 
 TOF = frozenset({"tof"})
@@ -66,8 +69,15 @@ OPS: dict[str, Op] = {
         check=spots.check_remove_spots,
         halo=spots.halo_remove_spots,
         mask=True,
+        plane=spots.plane_remove_spots,
     ),
-    "detect_spots": Op(knn.detect_spots, fit=knn.fit_detect_spots, halo=knn.halo_detect_spots, mask=True),
+    "detect_spots": Op(
+        knn.detect_spots,
+        fit=knn.fit_detect_spots,
+        halo=knn.halo_detect_spots,
+        mask=True,
+        plane=knn.plane_detect_spots,
+    ),
     "normalize": Op(
         correct.normalize, fit=correct.fit_normalize, check=correct.check_normalize, describe=correct.describe_normalize
     ),
