@@ -20,7 +20,7 @@ from benchmarks.rows import run_benchmark
 from benchmarks.table import format_table
 from niseg_gpu.errors import UserError, suggest
 
-SUBJECTS = ("read", "overlap", "spots", "spots_gpu", "knn", "kmeans", "kmeans_gpu", "simulate", "end_to_end")
+SUBJECTS = ("read", "overlap", "spots", "spots_gpu", "knn", "kmeans", "kmeans_gpu", "unet", "simulate", "end_to_end")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ def describe_conditions(*, kernels: str = "library") -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "threads": _count_threads(),
         "uses": machine["steps"],
-        "versions": {**machine["versions"], **_opencv(), "niseg-gpu": importlib.metadata.version("niseg-gpu")},
+        "versions": {**machine["versions"], **_peers(), "niseg-gpu": importlib.metadata.version("niseg-gpu")},
         "revision": _revision(),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
@@ -49,12 +49,15 @@ def _count_threads() -> dict[str, Any]:
     }
 
 
-def _opencv() -> dict[str, str]:
-    try:
-        import cv2
-    except ImportError:
-        return {}
-    return {"opencv": cv2.__version__}
+def _peers() -> dict[str, str]:
+    """Versions of those compared with, where they are there."""
+    found = {}
+    for name, package in {"opencv": "opencv-python-headless", "torch": "torch"}.items():
+        try:
+            found[name] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _revision() -> str | None:

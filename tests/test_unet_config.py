@@ -8,9 +8,9 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.unet.config import UNetConfig, spot_config
 
 
-def test_the_spot_network_reaches_22_pixels_on_a_grid_of_4() -> None:
+def test_the_spot_network_reaches_23_pixels_on_a_grid_of_4() -> None:
     config = spot_config()
-    assert (config.grid, config.reach, config.halo) == (4, 22, 24)
+    assert (config.grid, config.reach, config.margin, config.halo) == (4, 23, 22, 24)
 
 
 def test_one_level_reaches_as_far_as_its_convolutions() -> None:

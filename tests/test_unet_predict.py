@@ -31,7 +31,8 @@ def make_model(config: UNetConfig, normalisation: Normalisation | None = None, *
 
 SPOTS = make_model(spot_config(base_depth=3))
 VOLUME = make_model(UNetConfig(spatial_dims=3, base_depth=2, levels=2, out_classes=3, block="residual", norm="batch"))
-DEEP = make_model(UNetConfig(base_depth=2, levels=3, block="residual", attention=True, norm="layer"))
+# of fewer features a norm over them makes rounding large
+DEEP = make_model(UNetConfig(base_depth=6, levels=3, block="residual", attention=True, norm="layer"))
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -74,7 +75,7 @@ def test_tiled_equals_whole(model: UNetModel, shape: tuple[int, ...], pixels: in
 
 
 def test_a_tile_too_small_for_its_halo_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The halo is needed: with one grid cell less, tiles differ from the whole."""
+    """With less of a halo tiles differ from the whole: the test above can fail."""
     image = draw(200, 64)
     monkeypatch.setattr(UNetConfig, "halo", 8)
     found = predict_unet(image, SPOTS, result="probability", dtype="float32", tile_pixels=48 * 64)
@@ -125,7 +126,7 @@ def test_channels_besides_the_value() -> None:
     normalisation = fit_normalisation([image], channels=("residual", "value"), robust=True, compress=True)
     config = UNetConfig(in_channels=2, base_depth=2, levels=2)
     model = make_model(config, normalisation)
-    assert model.halo == 2 * ((config.reach + 1 + 1) // 2)
+    assert model.halo == 10 and config.margin == 8
     one, many = (predict_unet(image, model, result="probability", dtype="float32", tile_pixels=n) for n in (10**9, 900))
     np.testing.assert_allclose(one, many, atol=1e-5)
     median = CPU.median(image, size=(3, 3))
