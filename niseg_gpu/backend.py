@@ -89,6 +89,18 @@ class Cpu:
 
         return label(mask, structure=neighbours_in_frame(mask.ndim))
 
+    def gaussian(self, image: np.ndarray, *, sigma: float) -> np.ndarray:
+        """Gaussian mean over every axis, the border value repeated outside."""
+        from scipy.ndimage import gaussian_filter
+
+        return gaussian_filter(image, sigma, mode="nearest")
+
+    def sobel(self, image: np.ndarray, *, axis: int) -> np.ndarray:
+        """Sobel's slope along one axis, smoothed along the others, the border value repeated outside."""
+        from scipy.ndimage import sobel
+
+        return sobel(image, axis=axis, mode="nearest")
+
     def correct_window(self, counts: np.ndarray, out: np.ndarray, **window: Any) -> np.ndarray:
         from niseg_gpu.kernels.overlap import correct_window_cpu
 
@@ -243,6 +255,13 @@ class Gpu:
     def label(self, mask: Any) -> tuple[Any, int]:
         label = importlib.import_module("cupyx.scipy.ndimage").label
         return label(mask, structure=neighbours_in_frame(mask.ndim))
+
+    def gaussian(self, image: Any, *, sigma: float) -> Any:
+        gaussian_filter = importlib.import_module("cupyx.scipy.ndimage").gaussian_filter
+        return gaussian_filter(image, sigma, mode="nearest")
+
+    def sobel(self, image: Any, *, axis: int) -> Any:
+        return importlib.import_module("cupyx.scipy.ndimage").sobel(image, axis=axis, mode="nearest")
 
     def correct_window(self, counts: Any, out: Any, **window: Any) -> Any:
         from niseg_gpu.kernels.overlap import correct_window_xp

@@ -48,9 +48,23 @@ def given_fields(options: argparse.Namespace, model: type[BaseModel]) -> dict[st
                 listed = (
                     "list" in annotation.lower() or "tuple" in annotation.lower() or "sequence" in annotation.lower()
                 )
-                value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value)
+                if "dict" in annotation:
+                    value = _mapping(value)
+                else:
+                    value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value)
             values[name] = value
     return values
+
+
+def _mapping(text: str) -> Any:
+    """``name: value, name: value``, in YAML's flow style with or without braces; what is none stays the text it is."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text if text.lstrip().startswith("{") else f"{{{text}}}")
+    except yaml.YAMLError:
+        return text
+    return found if isinstance(found, dict) else text
 
 
 def _scalar(text: str) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 from niseg_gpu import report_cards
 from niseg_gpu.errors import UserError
 from niseg_gpu.report_cards import Arrays, Card, Cluster, Spots, tell_number, tell_percent
+from niseg_gpu.report_clusters import comparison_cards
 
 _QUANTITIES = {
     "counts": "counts",
@@ -66,6 +67,7 @@ def write_report(folder: Path) -> Path:
     rest = [card for card in frames if card.width != "third"]
     spectra = report_cards.spectra_cards(arrays, label=label)
     cards += mean + spectra + single + rest if cards else single + mean + spectra + rest
+    cards += comparison_cards(arrays, result=_part(run, "results", "labels"))
     spots = report_cards.count_spots(arrays, input_shape=tuple(given.get("shape") or ()))
     cards += report_cards.spot_cards(spots)
     (folder / "preview").mkdir(exist_ok=True)

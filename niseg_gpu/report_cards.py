@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from niseg_gpu import figures
+from niseg_gpu.cluster_quality import EDGE_SHARE
 from niseg_gpu.figures_spectra import LINES_READABLE, draw_spectra, find_gaps
 
 SAMPLE_BYTES = 96e6  # how much of a stack may be decoded for the page
@@ -31,13 +32,14 @@ class Card(NamedTuple):
 
 
 class Cluster(NamedTuple):
-    """One row of the legend; ``mean`` only where a cluster is one value, not a spectrum."""
+    """One row of the legend; ``mean`` only where a cluster is one value, ``note`` where there is one to make."""
 
     name: str
     colour: str
     pixels: int
     percent: float
     mean: float | None = None
+    note: str = ""
 
 
 class Spots(NamedTuple):
@@ -78,7 +80,7 @@ def label_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> tuple[list[Card
     Parameters
     ----------
     result : mapping
-        ``n_clusters`` and ``pixels`` (per cluster) as the run counted them, where it did.
+        ``n_clusters``, ``pixels`` and ``edge_share`` (per cluster) as the run counted them, where it did.
     """
     if "labels" not in arrays or arrays["labels"].ndim not in (2, 3) or not all(arrays["labels"].shape):
         return [], []
@@ -100,8 +102,16 @@ def label_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> tuple[list[Card
     picture = figures.draw_labels(labels, n_clusters=n_clusters, no_data=no_data)
     means = found[1][:, 0].tolist() if found and found[1].shape[1] == 1 else []
     total = max(int(pixels.sum()) + lacking, 1)
+    edges = {i for i, share in enumerate(result.get("edge_share") or []) if share is not None and share > EDGE_SHARE}
     legend = [
-        Cluster(str(i), figures.cluster_colour(i), int(n), 100 * n / total, means[i] if i < len(means) else None)
+        Cluster(
+            str(i),
+            figures.cluster_colour(i),
+            int(n),
+            100 * n / total,
+            means[i] if i < len(means) else None,
+            "follows edges" if i in edges else "",
+        )
         for i, n in enumerate(pixels)
     ]
     if lacking > 0:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.backend import backend_of
+from niseg_gpu.cluster_quality import adjusted_rand
 from niseg_gpu.errors import UserError
 from niseg_gpu.evaluate.pieces import divide, map_pieces
 
@@ -77,14 +78,7 @@ class LabelEvaluation:
     @property
     def adjusted_rand(self) -> float | None:
         """Adjusted Rand index (doi:10.1007/BF01908075), which needs no assignment."""
-        pairs = [
-            sum(int(n) * (int(n) - 1) // 2 for n in numbers)
-            for numbers in (self.confusion.ravel(), self.confusion.sum(axis=1), self.confusion.sum(axis=0))
-        ]
-        together, true, given = pairs
-        whole = self.pixels * (self.pixels - 1) // 2
-        # (together - chance) / (mean - chance) with chance = true * given / whole, in whole numbers
-        return divide(2 * (together * whole - true * given), (true + given) * whole - 2 * true * given)
+        return adjusted_rand(self.confusion)
 
     @property
     def notes(self) -> list[str]:

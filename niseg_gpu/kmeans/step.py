@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, MinLen
 
+from niseg_gpu.cluster_quality import measure_edge_share
 from niseg_gpu.errors import UserError
 from niseg_gpu.kmeans.cluster import cluster_points, cluster_with_library, hold_rows
-from niseg_gpu.kmeans.lloyd import read_labels
+from niseg_gpu.kmeans.compare import Trial, try_numbers
+from niseg_gpu.kmeans.extras import add_features, check_extras, count_extras
 from niseg_gpu.kmeans.seeding import is_method, read_centroids
-from niseg_gpu.kmeans.table import PixelTable
+from niseg_gpu.kmeans.table import BLOCK_PIXELS, PixelTable
 from niseg_gpu.stack import NamesFile
+
+Number = Annotated[int, Ge(1), Le(65_534)]
 
 
 @dataclass(frozen=True)
@@ -24,35 +29,63 @@ class KMeansResult:
     ----------
     labels : ndarray of uint8 or uint16
         Cluster of each pixel, in the shape of the map; the dtype's largest value where there are no data.
-    centroids : (k, features) float32 ndarray
+    centroids : (k, bins) float32 ndarray
         Where the iteration ended.
-    spectra : (k, features) float32 ndarray
+    spectra : (k, bins) float32 ndarray
         Mean over the pixels of each cluster.
+    deviations : (k, bins) float32 ndarray or None
+        Standard deviation over the pixels of each cluster.
     pixels : (k,) int ndarray
         Pixels in each cluster.
+    edge_share : (k,) float64 ndarray
+        Part of each cluster that lies on borders between others; see `measure_edge_share`.
     inertia : float
+        In the units of the features as they were weighed.
     n_iter : int
+    silhouette, stability : float or None
+        Where several numbers of clusters were compared; see `niseg_gpu.kmeans.compare.Trial`.
+    others : tuple of KMeansResult
+        Those of the other numbers of clusters, in the order asked for.
     """
 
     labels: np.ndarray
     centroids: np.ndarray
     spectra: np.ndarray
+    deviations: np.ndarray | None
     pixels: np.ndarray
+    edge_share: np.ndarray
     inertia: float
     n_iter: int
+    silhouette: float | None = None
+    stability: float | None = None
+    others: tuple[KMeansResult, ...] = ()
+
+    @property
+    def n_clusters(self) -> int:
+        return len(self.pixels)
+
+
+def open_table(backend: Any, stack: Any, *, features: Any = None, images: Any = None, **_: Any) -> PixelTable:
+    """An empty table for a stack's blocks, given the step's parameters."""
+    extras = count_extras(features, images)
+    return PixelTable(backend, shape=stack.shape, features="tof" in stack.dims, dtype=stack.dtype, extras=extras)
 
 
 def fit_kmeans(
     table: PixelTable,
     workers: int | None = None,
     *,
-    n_clusters: Annotated[int, Ge(1), Le(65_534)] = 8,
+    n_clusters: Number | Annotated[list[Number], MinLen(1)] = 8,
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 2018,
     init: Annotated[str | list[list[float]], NamesFile(".npy")] = "k-means++",
     n_init: Annotated[int, Ge(1)] = 4,
     init_sample: Annotated[int, Ge(1)] | None = 16_384,
     max_iter: Annotated[int, Ge(1)] = 300,
     tol: Annotated[float, Ge(0)] = 1e-4,
+    features: dict[str, float] | None = None,
+    smooth_sigma_px: Annotated[float, Gt(0)] = 2.0,
+    images: Annotated[dict[str, float] | None, NamesFile("")] = None,
+    deviations: bool = False,
 ) -> KMeansResult:
     """Cluster the pixels of a stack by their spectra.
 
@@ -62,11 +95,11 @@ def fit_kmeans(
         Pixels with NaN or Inf in their spectrum are left out and labelled as no data.
     workers : int, optional
         Threads; all cores by default.
-    n_clusters : int
-        Number of clusters.
+    n_clusters : int or list of int
+        Number of clusters. Of several, the first is taken, and the others are tried beside it on the same data.
     seed : int
         Of the random start; the same on CPU and GPU.
-    init : {"k-means++", "random"}, a ``.npy`` file, or (k, features) values
+    init : {"k-means++", "random"}, a ``.npy`` file, or (k, bins) values
         Starting centroids.
     n_init : int
         Random starts. One start in some ends in a poor minimum.
@@ -78,35 +111,99 @@ def fit_kmeans(
     tol : float
         Stop when the centroids move less than this, squared, relative to the mean variance of the features. 0 means
         exactly `max_iter` iterations unless no label changes.
+    features : dict of str to float, optional
+        Weights of features beside the spectrum: x, y, z (place), smooth (Gaussian mean of the pixel's mean), sobel_x,
+        sobel_y (its slope), such as {x: 0.5, y: 0.5}. Each is standardised; spectrum (1 unless given) is the weight
+        of the whole spectrum.
+    smooth_sigma_px : float
+        Standard deviation of the Gaussian of smooth.
+    images : dict of str to float, optional
+        Weights of registered images by path, each one more feature: an X-ray image, a dark field.
+    deviations : bool
+        Also take the standard deviation of each cluster's spectra.
 
     Raises
     ------
     UserError
-        More clusters than pixels with data, or centroids of another shape.
+        More clusters than pixels with data, centroids of another shape, features or images that do not fit.
     """
+    numbers = n_clusters if isinstance(n_clusters, list) else [n_clusters]
+    factor = add_features(table, features=features, images=images, smooth_sigma_px=smooth_sigma_px, workers=workers)
     usable = int(table.valid.sum())
-    if n_clusters > usable:
+    if max(numbers) > usable:
         raise UserError(
-            f"kmeans got n_clusters {n_clusters}, the stack has {usable} pixels with data; allowed: 1 to {usable}"
+            f"kmeans got n_clusters {max(numbers)}, the stack has {usable} pixels with data; allowed: 1 to {usable}"
         )
-    points = hold_rows(table.compact(), backend=table.backend, workers=workers)
-    start = {"init": init, "n_init": n_init, "init_sample": init_sample, "random_state": np.random.RandomState(seed)}
+    rows = table.compact()
+    points = hold_rows(rows, backend=table.backend, workers=workers)
     cluster = cluster_with_library if table.backend.kernels == "library" else cluster_points
-    found = cluster(points, n_clusters=n_clusters, max_iter=max_iter, tol=tol, **start)
-    dtype = np.uint8 if n_clusters < 255 else np.uint16
+
+    def run(number: int) -> Any:
+        drawn = np.random.RandomState(seed)
+        start = {"init": init, "n_init": n_init, "init_sample": init_sample, "random_state": drawn}
+        return cluster(points, n_clusters=number, max_iter=max_iter, tol=tol, **start)
+
+    trials = try_numbers(points, numbers, run, seed=seed, init=init)
+    found, *others = (_result(table, trial, rows, factor, deviations=deviations) for trial in trials)
+    return replace(found, others=tuple(others))
+
+
+def _result(table: PixelTable, trial: Trial, rows: Any, factor: float, *, deviations: bool) -> KMeansResult:
+    """The result in the map's shape and the stack's units, without extra features."""
+    k, found, bins = trial.n_clusters, trial.clusters, table.n_features
+    dtype = np.uint8 if k < 255 else np.uint16
     labels = np.full(len(table.valid), np.iinfo(dtype).max, dtype)
-    labels[table.valid] = points.gather(read_labels, dtype=np.int32, reading=False)
+    labels[table.valid] = trial.labels
+    labels = labels.reshape(table.map_shape)
+    spread = _measure_deviations(table, rows, trial) / factor if deviations else None
     return KMeansResult(
-        labels.reshape(table.map_shape), found.centroids, found.spectra, found.sizes, found.inertia, found.n_iter
+        labels,
+        found.centroids[:, :bins] / np.float32(factor),
+        found.spectra[:, :bins] / np.float32(factor),
+        None if spread is None else spread.astype(np.float32),
+        found.sizes,
+        measure_edge_share(labels, n_clusters=k),
+        found.inertia,
+        found.n_iter,
+        trial.silhouette,
+        trial.stability,
     )
 
 
-def check_kmeans(before: Any, *, n_clusters: int = 8, init: Any = "k-means++", **_: Any) -> None:
-    """Refuse more clusters than pixels and starting centroids of another shape, before any data are read."""
+def _measure_deviations(table: PixelTable, rows: Any, trial: Trial) -> np.ndarray:
+    """Standard deviation of each bin over the pixels of each cluster, summed in float64 from the mean."""
+    backend, xp, bins = table.backend, table.backend.xp, table.n_features
+    means, labels = backend.from_host(trial.clusters.spectra[:, :bins]), backend.from_host(trial.labels)
+    sums = np.zeros((trial.n_clusters, bins))
+    for start in range(0, len(rows), BLOCK_PIXELS):
+        piece = slice(start, start + BLOCK_PIXELS)
+        squares = (xp.astype(rows[piece, :bins], xp.float32) - means[labels[piece]]) ** 2
+        sums += backend.to_host(backend.sum_by_label(squares, labels[piece], n_labels=trial.n_clusters))
+    return np.sqrt(sums / np.maximum(trial.clusters.sizes, 1)[:, None])
+
+
+def check_kmeans(
+    before: Any,
+    *,
+    n_clusters: int | list[int] = 8,
+    init: Any = "k-means++",
+    features: Any = None,
+    images: Any = None,
+    **_: Any,
+) -> None:
+    """Refuse more clusters than pixels and starts or features that don't fit, before any data are read."""
     info = before.info
-    features = info.sizes.get("tof", 1)
-    pixels = int(np.prod(info.shape)) // features
-    if n_clusters > pixels:
-        raise UserError(f"kmeans got n_clusters {n_clusters}, the stack has {pixels} pixels; allowed: 1 to {pixels}")
-    if not is_method(init):
-        read_centroids(init, shape=(n_clusters, features))
+    bins = info.sizes.get("tof", 1)
+    map_shape = info.shape[1:] if "tof" in info.dims else info.shape
+    pixels = math.prod(map_shape)
+    numbers = n_clusters if isinstance(n_clusters, list) else [n_clusters]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"kmeans: n_clusters names a number twice: {numbers}; name each once")
+    if max(numbers) > pixels:
+        raise UserError(f"kmeans got n_clusters {max(numbers)}, the stack has {pixels} pixels; allowed: 1 to {pixels}")
+    check_extras(features, images, map_shape=map_shape)
+    if is_method(init):
+        return
+    if len(numbers) > 1 or count_extras(features, images):
+        raise UserError("kmeans: init gives centroids; allowed with one n_clusters, and without features and images")
+    read_centroids(init, shape=(numbers[0], bins))

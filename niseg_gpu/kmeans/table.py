@@ -10,7 +10,7 @@ BLOCK_PIXELS = 2_048
 
 
 class PixelTable:
-    """Spectra gathered block by block as rows (pixels, features), the layout k-means reads.
+    """Spectra gathered block by block as rows (pixels, features), one after another.
 
     A target for writes by region of a (features, Y, X) or (Z, Y, X) stack; writes of disjoint regions may run at once.
 
@@ -23,18 +23,28 @@ class PixelTable:
         Whether the first axis holds the features (ToF); else every value is a pixel of one feature.
     dtype : dtype
         Of the stack. Integers of 8 and 16 bit stay what they are, all else becomes float32.
+    extras : int
+        Columns to leave free behind the spectrum, for other features; then the table is float32.
     """
 
-    def __init__(self, backend: Any, *, shape: tuple[int, ...], features: bool, dtype: Any = np.float32) -> None:
+    def __init__(
+        self, backend: Any, *, shape: tuple[int, ...], features: bool, dtype: Any = np.float32, extras: int = 0
+    ) -> None:
         self.backend = backend
         self.map_shape = shape[1:] if features else shape
         self.features = features
         pixels, dtype = int(np.prod(self.map_shape)), np.dtype(dtype)
-        narrow = dtype.kind in "iu" and dtype.itemsize <= 2
-        self.spectra = backend.xp.empty(
-            (pixels, shape[0] if features else 1), dtype=dtype.newbyteorder("=") if narrow else np.float32
+        narrow = dtype.kind in "iu" and dtype.itemsize <= 2 and not extras
+        self.n_features, self.extras = shape[0] if features else 1, extras
+        self.rows = backend.xp.empty(
+            (pixels, self.n_features + extras), dtype=dtype.newbyteorder("=") if narrow else np.float32
         )
         self.valid = np.zeros(pixels, dtype=bool)
+
+    @property
+    def spectra(self) -> Any:
+        """The table without its extra columns."""
+        return self.rows[:, : self.n_features]
 
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
         xp = self.backend.xp
@@ -54,11 +64,11 @@ class PixelTable:
     def compact(self) -> Any:
         """Move the rows with data to the front, in place, a piece at a time; return the view of them."""
         if self.valid.all():
-            return self.spectra
+            return self.rows
         end = 0
         for start in range(0, len(self.valid), BLOCK_PIXELS):
             keep = np.flatnonzero(self.valid[start : start + BLOCK_PIXELS])
-            piece = self.spectra[start : start + BLOCK_PIXELS][self.backend.xp.asarray(keep)]
-            self.spectra[end : end + len(keep)] = piece
+            piece = self.rows[start : start + BLOCK_PIXELS][self.backend.xp.asarray(keep)]
+            self.rows[end : end + len(keep)] = piece
             end += len(keep)
-        return self.spectra[:end]
+        return self.rows[:end]

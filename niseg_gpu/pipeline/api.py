@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.gate import gated
-from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
-from niseg_gpu.kmeans.table import PixelTable
+from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans, open_table
 from niseg_gpu.pipeline.engine import Applied, Engine
 from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.pipeline.steps import OPS
@@ -72,7 +71,7 @@ def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: An
         With dims ("tof", "y", "x"), or any without ``tof``.
     device : {"auto", "cpu", "gpu"}
     **parameters
-        Of the step ``kmeans``: ``n_clusters``, ``seed``, ``init``, ``n_init``, ``init_sample``, ``max_iter``, ``tol``.
+        Of the step ``kmeans``; see `fit_kmeans`.
     """
     import dask
     import dask.array as da
@@ -81,7 +80,7 @@ def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: An
     engine = _engine(device, "keep")
     engine.fit(stack, [step], reading=False)
     image = engine.apply(stack, [], whole=OPS[step.name].whole).image
-    table = PixelTable(engine.backend, shape=image.shape, features="tof" in image.dims, dtype=image.dtype)
+    table = open_table(engine.backend, image, **step.parameters)
     with dask.config.set(scheduler="threads", num_workers=engine.workers):
         with gated([table]) as targets:
             da.store([image.data], targets, lock=False)

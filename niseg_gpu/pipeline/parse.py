@@ -155,10 +155,12 @@ def _parse_step(step: Any, base: Path | None) -> Step:
 
 
 def _file_based(value: Any, field: FieldInfo, base: Path) -> Any:
-    """Let a relative name of a file, where a parameter may be one, start from `base`."""
+    """Let a relative name of a file, where a parameter may be one or have them as keys, start from `base`."""
     suffixes = [mark.suffix for mark in field.metadata if isinstance(mark, NamesFile)]
     if isinstance(value, str) and any(value.lower().endswith(suffix) for suffix in suffixes):
         return str(base / Path(value).expanduser())
+    if isinstance(value, dict) and suffixes:
+        return {str(base / Path(name).expanduser()): weight for name, weight in value.items()}
     return value
 
 

@@ -63,3 +63,13 @@ def to_json(value: Any) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` readable by people."""
     path.write_text(json.dumps(content, indent=2, default=to_json, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_array(group: Any, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: Any) -> None:
+    """Write a small array whole, with the names of its axes."""
+    from niseg_gpu.io.zarr import create_array
+
+    array = create_array(
+        group, name, shape=values.shape, dtype=values.dtype, dims=dims, chunks=values.shape, attrs=attrs
+    )
+    array[...] = values

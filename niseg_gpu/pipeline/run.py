@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niseg_gpu.backend import count_cores, limit_threads, select
+from niseg_gpu.backend import count_cores, select
 from niseg_gpu.io.gate import gated
-from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
+from niseg_gpu.kmeans.step import open_table
 from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
+from niseg_gpu.pipeline.clusters import cluster, write_clusters
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
 from niseg_gpu.pipeline.inputs import Inputs, open_inputs
 from niseg_gpu.pipeline.parse import Pipeline, Step
 from niseg_gpu.pipeline.progress import show_progress
-from niseg_gpu.pipeline.results import check_folder, staged_folder, write_json
+from niseg_gpu.pipeline.results import check_folder, staged_folder, write_array, write_json
 from niseg_gpu.pipeline.sinks import HostTarget, SumTarget
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.stack import UNITS, StackInfo
@@ -157,14 +158,16 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     _write_coords(group, applied.image)
     pictured = applied.mean_image if applied.mean_image is not None else applied.image
     mean = sums["mean_image" if applied.mean_image is not None else "image"].mean()
-    _write_array(group, "mean_image", mean, ("y", "x"), units=pictured.attrs.get("quantity", ""))
+    write_array(group, "mean_image", mean, ("y", "x"), units=pictured.attrs.get("quantity", ""))
     if "spots" in sums:
-        _write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
+        write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
         warn_of_many_spots(session, sums["spots"])
     results: dict[str, Any] = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in group.arrays()}
     if table is not None:
         found = cluster(session, table)
-        results["labels"] = write_clusters(group, found, applied.image, arrays=session.pipeline.output.arrays)
+        results["labels"] = write_clusters(
+            group, found, applied.image, folder=folder, arrays=session.pipeline.output.arrays
+        )
     return results
 
 
@@ -184,7 +187,7 @@ def store_blocks(
     with show_progress("blocks", total=image.size, quiet=quiet) as progress:
         sums["image"] = SumTarget(backend, shape=image.shape, dtype=np.float64, progress=progress)
         if session.last_step is not None:
-            table = PixelTable(backend, shape=image.shape, features="tof" in image.dims, dtype=image.dtype)
+            table = open_table(backend, image, **session.last_step.parameters)
             pairs.append((image, table))
         if "spots" in applied.masks:
             sums["spots"] = SumTarget(backend, shape=applied.masks["spots"].shape, dtype=np.uint32)
@@ -223,7 +226,8 @@ def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> Pixe
     """Compute every block once and gather the spectra; nothing is kept on disk."""
     import dask.array as da
 
-    table = PixelTable(session.engine.backend, shape=image.shape, features="tof" in image.dims, dtype=image.dtype)
+    assert session.last_step is not None
+    table = open_table(session.engine.backend, image, **session.last_step.parameters)
     watch = SumTarget(session.engine.backend, shape=image.shape, dtype=np.float64, progress=progress)
     with gated([table, watch]) as targets:
         da.store([image.data, image.data], targets, lock=False)
@@ -238,51 +242,9 @@ def _mask_dims(stack: xr.DataArray, image: xr.DataArray) -> tuple[str, ...]:
     )
 
 
-def cluster(session: Session, table: PixelTable) -> KMeansResult:
-    """Run the step that ends the pipeline."""
-    step = session.last_step
-    assert step is not None
-    log.info("clustering %d pixels by %d values", *table.spectra.shape)
-    with limit_threads(session.workers), session.clock.timing(step.name, table.spectra.nbytes):
-        found = fit_kmeans(table, session.workers, **step.parameters)
-        session.engine.backend.synchronize()
-    missing = int((~table.valid).sum())
-    if missing:
-        session.clock.add_findings(step.name, {"pixels without data, in no cluster": missing})
-    if found.n_iter >= step.parameters["max_iter"] and step.parameters["tol"] > 0:
-        session.clock.add_findings(step.name, {"iterations done, stopped by max_iter before it settled": found.n_iter})
-    return found
-
-
-def write_clusters(group: Any, found: KMeansResult, image: xr.DataArray, *, arrays: list[str]) -> dict[str, Any]:
-    """Write labels, centroids and spectra; return what ``run.json`` says of them."""
-    feature = "tof" if "tof" in image.dims else "feature"
-    if "labels" in arrays:
-        _write_array(group, "labels", found.labels, tuple(d for d in map(str, image.dims) if d != "tof"))
-    if "spectra" in arrays:
-        _write_array(group, "spectra", found.spectra, ("cluster", feature))
-        _write_array(group, "centroids", found.centroids, ("cluster", feature))
-    return {
-        "n_clusters": len(found.centroids),
-        "inertia": found.inertia,
-        "n_iter": found.n_iter,
-        "pixels": found.pixels,
-        "no_data": int(found.labels.size - found.pixels.sum()),
-    }
-
-
 def _write_coords(group: Any, image: xr.DataArray) -> None:
     for name, values in image.coords.items():
-        _write_array(group, str(name), values.values, tuple(map(str, values.dims)), units=UNITS.get(str(name), ""))
-
-
-def _write_array(group: Any, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: Any) -> None:
-    from niseg_gpu.io.zarr import create_array
-
-    array = create_array(
-        group, name, shape=values.shape, dtype=values.dtype, dims=dims, chunks=values.shape, attrs=attrs
-    )
-    array[...] = values
+        write_array(group, str(name), values.values, tuple(map(str, values.dims)), units=UNITS.get(str(name), ""))
 
 
 def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[str, Any]:

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.pipeline.clusters import cluster, label_map, write_spectra_csv
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
-from niseg_gpu.pipeline.run import Session, cluster, open_session, store_table
-from niseg_gpu.stack import StackInfo
+from niseg_gpu.pipeline.run import Session, open_session, store_table
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from niseg_gpu.kmeans.step import KMeansResult
 
 
 def transform_file(
@@ -67,7 +65,7 @@ def transform_file(
                 found = cluster(session, store_table(session, applied.image, progress=progress))
             save(label_map(found, applied.image), out, overwrite=overwrite, provenance=provenance)
             if spectra is not None:
-                _write_csv(Path(spectra), found, applied.image)
+                write_spectra_csv(Path(spectra), found, applied.image)
         else:
             with show_progress("values", total=applied.image.size, quiet=quiet) as progress:
                 stacks = {out: watched(session, applied.image, progress)}
@@ -76,16 +74,6 @@ def transform_file(
                 save_together(stacks, overwrite=overwrite, provenance=provenance)
     written = [f"wrote {p}" for p in (out, mask, spectra) if p is not None]
     return written + session.clock.findings()
-
-
-def label_map(found: KMeansResult, image: xr.DataArray) -> xr.DataArray:
-    """The labels as a stack with the image's spatial axes."""
-    info = StackInfo.of(image)
-    dims = tuple(d for d in info.dims if d != "tof")
-    keep = {k: v for k, v in info.attrs.items() if k == "files"}
-    return StackInfo(dims, found.labels.shape, found.labels.dtype, {}, {**keep, "quantity": "labels"}).wrap(
-        found.labels, name="labels"
-    )
 
 
 def watched(session: Session, image: xr.DataArray, progress: Any) -> xr.DataArray:
@@ -105,17 +93,3 @@ def _check_csv(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: unknown format {path.suffix!r}; allowed: .csv")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; give another name, or replace it with --overwrite")
-
-
-def _write_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> None:
-    columns = {
-        f"{name}_{'s' if name != 'wavelength' else 'angstrom'}": image.coords[name].values
-        for name in ("tof", "wavelength")
-        if name in image.coords
-    }
-    for k, spectrum in enumerate(found.spectra):
-        columns[f"cluster_{k}"] = spectrum
-    table = np.column_stack(list(columns.values()))
-    staging = path.with_name(f".{path.name}.partial")
-    np.savetxt(staging, table, delimiter=",", header=",".join(columns), comments="", fmt="%.9g")
-    staging.replace(path)
