@@ -9,7 +9,8 @@ import numpy as np
 
 from niseg_gpu.backend import count_cores, select
 from niseg_gpu.io.open import open_stack
-from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
+from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
+from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.engine import Engine
 from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.stack import StackInfo
