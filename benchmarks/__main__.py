@@ -13,13 +13,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from benchmarks.machine import describe_conditions
 from benchmarks.rows import run_benchmark
 from benchmarks.table import format_table
 from niseg_gpu.errors import UserError, suggest
 
-SUBJECTS = ("read", "overlap", "spots", "kmeans", "end_to_end")
+SUBJECTS = ("read", "overlap", "spots", "spots_gpu", "knn", "kmeans", "kmeans_gpu", "simulate", "end_to_end")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="niseg-bench-") as temporary:
         os.environ["NISEG_BENCH_DATA"] = str(Path(options.data or temporary).absolute())
-        record = {**describe_conditions(), "rows": []}
+        os.environ["NISEG_BENCH_KERNELS"] = options.kernels
+        record = {**describe_conditions(kernels=options.kernels), "rows": []}
         for kind in kinds:
             print(f"{kind.__module__}.{kind.__name__} ...", file=sys.stderr)
             record["rows"] += run_benchmark(kind, size=options.size, seconds=options.seconds)
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=("small", "full"), default="small", help="60x64x64 or 916x512x512 values")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     parser.add_argument("--data", metavar="DIR", help="keep the simulated data here (default: a temporary folder)")
+    parser.add_argument("--kernels", choices=("library", "own"), default="library", help="what a GPU takes")
     parser.add_argument("--seconds", type=float, default=20, help="for the repeats of each side (default: 20)")
     return parser
 
@@ -61,10 +64,14 @@ def find_benchmarks(names: Sequence[str]) -> Iterator[type]:
         if subject not in SUBJECTS:
             raise UserError(f"no benchmark is named {subject!r}{suggest(subject, SUBJECTS)}")
         module = importlib.import_module(f"benchmarks.bench_{subject}")
-        kinds = {k: v for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__}
+        kinds = {k: v for k, v in vars(module).items() if _is_benchmark(v, module)}
         if wanted and wanted not in kinds:
             raise UserError(f"{subject} has no benchmark {wanted!r}{suggest(wanted, kinds)}")
         yield from [kinds[wanted]] if wanted else kinds.values()
+
+
+def _is_benchmark(value: object, module: ModuleType) -> bool:
+    return isinstance(value, type) and value.__module__ == module.__name__ and not value.__name__.startswith("_")
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ from niseg_gpu.pipeline.info import describe_machine
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def describe_conditions() -> dict[str, Any]:
+def describe_conditions(*, kernels: str = "library") -> dict[str, Any]:
     """Return date, hardware, threads, library versions and the revision of the sources."""
-    machine = describe_machine()
+    machine = describe_machine(kernels=kernels)
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": machine["devices"]["cpu"],
         "gpu": machine["devices"]["gpu"],
         "device": machine["auto_takes"],
+        "kernels": kernels,
         "cores": count_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.engine import Engine
 from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.stack import StackInfo
+
+
+def choose_device() -> Any:
+    """The twin that is measured, with the kernels that the runner was told to take."""
+    return select("auto", kernels=os.environ.get("NISEG_BENCH_KERNELS", "library"))[0]
 
 
 def read_stack(run: Path) -> np.ndarray:
@@ -38,12 +44,12 @@ class Memory:
         return np.ascontiguousarray(self.array[key])
 
 
-def apply_step(stack: np.ndarray, step: dict[str, Any], **attrs: Any) -> list[np.ndarray]:
+def apply_step(stack: np.ndarray, step: dict[str, Any], *, device: str = "auto", **attrs: Any) -> list[np.ndarray]:
     """Apply one step to an (N, Y, X) array, block by block on all cores; return the image, then the masks."""
     import dask
     import dask.array as da
 
-    engine = Engine(select("auto")[0], workers=count_cores())
+    engine = Engine(choose_device(), workers=count_cores())
     info = StackInfo(("tof", "y", "x"), stack.shape, stack.dtype, {}, {"quantity": "counts", **attrs})
     lazy = da.from_array(Memory(stack), chunks=-1, name=False, meta=np.empty((0, 0, 0), stack.dtype))
     with dask.config.set(scheduler="threads", num_workers=engine.workers):
@@ -56,7 +62,7 @@ def apply_step(stack: np.ndarray, step: dict[str, Any], **attrs: Any) -> list[np
 
 def build_table(frames: np.ndarray) -> PixelTable:
     """Gather (N, Y, X) frames into the table that k-means reads."""
-    backend = select("auto")[0]
+    backend = choose_device()
     table = PixelTable(backend, shape=frames.shape, features=True)
     table[(slice(None),) * 3] = backend.from_host(frames)
     return table

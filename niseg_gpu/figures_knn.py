@@ -1,12 +1,13 @@
-"""What a model of nearest neighbours decides, in the plane of its two features."""
+"""Pixels in the plane of two features, and what there is taken for a spot: by a model, or beyond a threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from niseg_gpu.backend import CPU
 from niseg_gpu.errors import UserError
 from niseg_gpu.figures import LIGHT, Picture, Theme, render, style
 from niseg_gpu.knn import classify_points
@@ -25,6 +26,81 @@ NAMES = {
 SPREADING = ("residual", "abs_residual", "residual5", "gradient")  # most near 0, spots far away: no even scale fits
 REGION_COLOUR = "#E4572E"  # stands out from the greens and blues of the counts in light and dark
 TINT = 0.2
+
+
+class Counted(NamedTuple):
+    """How many pixels lie in each cell of a plane.
+
+    Attributes
+    ----------
+    number : (first, second) uint32 ndarray
+    edges : pair of (n + 1,) float64 ndarray
+        Of the cells, along the first and the second feature.
+    widths : pair of float or None
+        Up to which distance from 0 an axis is even, to be logarithmic beyond; None where it is even throughout.
+    """
+
+    number: np.ndarray
+    edges: tuple[np.ndarray, ...]
+    widths: tuple[float | None, ...]
+
+    @property
+    def nodes(self) -> list[np.ndarray]:
+        """Values along both axes at which a model is asked."""
+        return [_space(e[0], e[-1], NODES, width=w) for e, w in zip(self.edges, self.widths, strict=True)]
+
+
+def count_plane(features: np.ndarray, *, names: Sequence[str]) -> Counted:
+    """Count (n, 2) features, named as in `niseg_gpu.knn_features.FEATURES`, in cells that suit their spread."""
+    features = features[np.isfinite(features).all(axis=1)]
+    widths = tuple(find_width(f) if n in SPREADING else None for n, f in zip(names, features.T, strict=True))
+    edges = tuple(find_edges(f, width=w) for f, w in zip(features.T, widths, strict=True))
+    return Counted(np.histogram2d(*features.T, edges)[0].astype(np.uint32), edges, widths)
+
+
+def draw_plane(
+    counted: Counted,
+    *,
+    labels: tuple[str, str],
+    region: np.ndarray | None = None,
+    threshold: float | None = None,
+    legend: str = "",
+    width_in: float = 5.6,
+) -> Picture:
+    """Draw how often each pair of two features occurs, on a logarithmic scale, and what is taken for a spot.
+
+    Parameters
+    ----------
+    counted : Counted
+    labels : pair of str
+        Of the axes.
+    region : (nodes, nodes) bool ndarray, optional
+        As `decide_region` gives it for ``counted.nodes``.
+    threshold : float, optional
+        Value of the second feature that is drawn as a line.
+    legend : str
+        What the region or the line is.
+    """
+    ends = [np.array([e[0], e[-1]]) for e in counted.edges]
+    if threshold is not None:
+        ends[1] = np.array([min(ends[1][0], 1.15 * threshold), max(ends[1][1], 1.15 * threshold)])
+
+    def draw(figure: Any, theme: Theme) -> None:
+        ax = figure.add_axes((0.15, 0.19, 0.66, 0.78), facecolor=theme.ground)
+        top = max(2, int(counted.number.max(initial=0)))
+        shown = _draw_numbers(ax, counted.number, counted.edges, top=top, theme=theme)
+        if region is not None:
+            _draw_region(ax, region, counted.nodes)
+        if threshold is not None:
+            ax.axhline(threshold, color=REGION_COLOUR, linewidth=1.2, zorder=3)
+        _set_scales(ax, ends, counted.widths)
+        ax.set_xlabel(labels[0], color=theme.ink)
+        style(ax, theme, labels[1])
+        style(figure.colorbar(shown, cax=figure.add_axes((0.84, 0.19, 0.025, 0.78))).ax, theme, "pixels in a cell")
+        if legend:
+            _draw_legend(figure, theme, legend, line=region is None)
+
+    return render(draw, width_in, 4.4)
 
 
 def draw_bivariate(features: np.ndarray, spots: np.ndarray, *, model: KnnModel, width_in: float = 9.6) -> Picture:
@@ -48,14 +124,13 @@ def draw_bivariate(features: np.ndarray, spots: np.ndarray, *, model: KnnModel, 
     check_bivariate(model.features)
     finite = np.isfinite(features).all(axis=1)
     features, spots = features[finite], spots[finite]
-    columns = list(zip(model.features, features.T, strict=True))
-    widths = [find_width(column) if name in SPREADING else None for name, column in columns]
-    edges = [find_edges(column, width=width) for column, width in zip(features.T, widths, strict=True)]
+    every = count_plane(features, names=model.features)
+    edges, widths, nodes = every.edges, every.widths, every.nodes
+    marked = np.histogram2d(*features[spots].T, edges)[0]
     numbers = {
-        f"background, {np.sum(~spots)} pixels": np.histogram2d(*features[~spots].T, edges)[0],
-        f"marked spots, {np.sum(spots)} pixels": np.histogram2d(*features[spots].T, edges)[0],
+        f"background, {np.sum(~spots)} pixels": every.number - marked,
+        f"marked spots, {np.sum(spots)} pixels": marked,
     }
-    nodes = [_space(e[0], e[-1], NODES, width=width) for e, width in zip(edges, widths, strict=True)]
     region = decide_region(model, nodes)
 
     def draw(figure: Any, theme: Theme) -> None:
@@ -72,7 +147,7 @@ def draw_bivariate(features: np.ndarray, spots: np.ndarray, *, model: KnnModel, 
                 ax.tick_params(labelleft=False)
         bar = figure.add_axes((0.92, 0.21, 0.014, 0.7))
         style(figure.colorbar(shown, cax=bar).ax, theme, "pixels in a cell")
-        _draw_legend(figure, theme, model)
+        _draw_legend(figure, theme, tell_region(model.n_neighbors))
 
     return render(draw, width_in, 4.6)
 
@@ -131,7 +206,7 @@ def _space(low: float, high: float, number: int, *, width: float | None) -> np.n
     return spaced
 
 
-def decide_region(model: KnnModel, nodes: Sequence[np.ndarray]) -> np.ndarray:
+def decide_region(model: KnnModel, nodes: Sequence[np.ndarray], *, backend: Any = CPU) -> np.ndarray:
     """Where a model takes a pixel for a spot.
 
     Parameters
@@ -140,14 +215,16 @@ def decide_region(model: KnnModel, nodes: Sequence[np.ndarray]) -> np.ndarray:
         Of two features.
     nodes : pair of (n,) float32 ndarray
         Values of the first and of the second feature.
+    backend : Cpu or Gpu
+        Where it is computed.
 
     Returns
     -------
     (n second, n first) bool ndarray
     """
     first, second = np.meshgrid(*nodes)
-    found = classify_points(np.stack([first.ravel(), second.ravel()], axis=1).astype(np.float32), model)
-    return found.reshape(first.shape) != 0
+    points = np.stack([first.ravel(), second.ravel()], axis=1).astype(np.float32)
+    return backend.to_host(classify_points(backend.from_host(points), model)).reshape(first.shape) != 0
 
 
 def _draw_numbers(ax: Any, number: np.ndarray, edges: Sequence[np.ndarray], *, top: int, theme: Theme) -> Any:
@@ -189,17 +266,16 @@ def _choose_ticks(low: float, high: float, width: float) -> list[float]:
     return [v for v in (*-ahead[::-1], 0.0, *ahead) if low <= v <= high]
 
 
-def _draw_legend(figure: Any, theme: Theme, model: KnnModel) -> None:
+def tell_region(n_neighbors: int) -> str:
+    """Return what the region of a model is."""
+    return f"taken for a spot by {n_neighbors} neighbour" + "s" * (n_neighbors != 1)
+
+
+def _draw_legend(figure: Any, theme: Theme, text: str, *, line: bool = False) -> None:
     from matplotlib.colors import to_rgba
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    neighbours = "1 neighbour" if model.n_neighbors == 1 else f"{model.n_neighbors} neighbours"
     patch = Patch(facecolor=to_rgba(REGION_COLOUR, TINT), edgecolor=REGION_COLOUR, linewidth=0.8)
-    figure.legend(
-        [patch],
-        [f"taken for a spot by {neighbours}"],
-        loc="lower center",
-        frameon=False,
-        labelcolor=theme.ink,
-        fontsize=9,
-    )
+    handle = Line2D([], [], color=REGION_COLOUR, linewidth=1.2) if line else patch
+    figure.legend([handle], [text], loc="lower center", frameon=False, labelcolor=theme.ink, fontsize=9)

@@ -26,15 +26,22 @@ def count(what: str, where: Any, *, times: int = 1) -> None:
     Parameters
     ----------
     what : str
-    where : (..., Y, X) array of bool or integer
-        Where it happened, or how often, in the block at hand.
+    where : (..., Y, X) array of bool or integer, or integer
+        Where it happened, or how often, in the block at hand; or a number of times within `own_part`, counted already.
     times : int
         Values that each entry stands for.
     """
     tally = _tally.get()
     if tally is not None:
-        number = where[(..., *tally.inner[-where.ndim :])].sum() * times
+        number = (where[own_part(where.ndim)].sum() if getattr(where, "ndim", 0) else where) * times
         tally.numbers[what] = tally.numbers[what] + number if what in tally.numbers else number
+
+
+def own_part(ndim: int) -> tuple[slice, ...]:
+    """What of a block of `ndim` axes is counted, as slices: all of it, or what `collect` was told."""
+    tally = _tally.get()
+    inner = tally.inner[-ndim:] if tally is not None else ()
+    return (*(slice(None),) * (ndim - len(inner)), *inner)
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
 from niseg_gpu.knn_features import Median, compute_features, halo_of_features, running_median
 from niseg_gpu.knn_model import KnnModel, load_knn
+from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile
 
-QUERIES = 2**18  # at once, so that memory does not grow with the block
 LATTICE_CODES = 1024
 FAR_SHARE = 0.01
 
@@ -25,24 +25,10 @@ log = logging.getLogger(__name__)
 _preparing = threading.Lock()
 
 
-class _Voters(NamedTuple):
-    """A model's points on a device: equal ones are one group, and groups lie in the order of their first points.
+class _Prepared(NamedTuple):
+    """What a device searches for a model, and the features whose values were found out of range, said once."""
 
-    Attributes
-    ----------
-    index : object
-        What the device searches.
-    first : (groups + 1,) int64 array
-        Where each group's points start.
-    spots : (points + 1,) int64 array
-        Spots among the points before each.
-    warned : set of str
-        Features whose values were found out of range, said once.
-    """
-
-    index: Any
-    first: Any
-    spots: Any
+    voters: Any
     warned: set[str]
 
 
@@ -87,23 +73,20 @@ def _predict(image: Any, model: KnnModel, *, median: Median, exact: bool, worker
     backend = backend_of(image)
     xp = backend.xp
     with _preparing:  # once, not once a thread
-        voters = _prepare(backend, model)
+        prepared = _prepare(backend, model)
         lattice = None if exact else _build_lattice(backend, model)
     features = compute_features(image, model.features, median=median)
-    _count_far(features, model, voters)
+    _count_far(features, model, prepared)
     finite = xp.all(xp.isfinite(features), axis=-1)
     count("values with NaN or Inf around them, taken for background", ~finite)
     rows = xp.flatnonzero(finite)
     queries = _standardise(xp.reshape(features, (-1, len(model.features)))[rows], model, xp=xp)
     classes = xp.zeros(finite.size, dtype=xp.uint8)
     shares = xp.full(finite.size, np.nan, dtype=xp.float32)
-    for start in range(0, len(rows), QUERIES):
-        piece = slice(start, start + QUERIES)
-        if lattice is not None:
-            found = _look_up(lattice, queries[piece], xp=xp)
-        else:
-            found = _search(backend, voters, model, queries[piece], workers=workers)
-        classes[rows[piece]], shares[rows[piece]] = found
+    if lattice is not None:
+        classes[rows], shares[rows] = _look_up(lattice, queries, xp=xp)
+    else:
+        classes[rows], shares[rows] = _search(backend, prepared, model, queries, workers=workers)
     return xp.reshape(classes, image.shape), xp.reshape(shares, image.shape)
 
 
@@ -123,25 +106,23 @@ def classify_points(points: Any, model: KnnModel) -> Any:
     """
     backend = backend_of(points)
     with _preparing:
-        voters = _prepare(backend, model)
-    queries = _standardise(points, model, xp=backend.xp)
-    pieces = [queries[start : start + QUERIES] for start in range(0, len(points), QUERIES)]
-    return backend.xp.concatenate([_search(backend, voters, model, piece, workers=1)[0] for piece in pieces])
+        prepared = _prepare(backend, model)
+    return _search(backend, prepared, model, _standardise(points, model, xp=backend.xp), workers=1)[0]
 
 
 def _standardise(features: Any, model: KnnModel, *, xp: Any) -> Any:
     return (features - xp.asarray(model.means)) / xp.asarray(model.scales)
 
 
-def _count_far(features: Any, model: KnnModel, voters: _Voters) -> None:
+def _count_far(features: Any, model: KnnModel, prepared: _Prepared) -> None:
     """Count values outside of what the model was trained on; its answers there are guesses."""
     for i, name in enumerate(model.features):
         values = features[..., i]
         far = (values < float(model.low[i])) | (values > float(model.high[i]))
         count(f"values whose {name} lies outside of the training range", far)
         share = float(far.mean()) if far.size else 0.0
-        if share > FAR_SHARE and name not in voters.warned:
-            voters.warned.add(name)
+        if share > FAR_SHARE and name not in prepared.warned:
+            prepared.warned.add(name)
             log.warning(
                 "knn: %.1f %% of a block's values have a %s outside of the training range %g to %g; "
                 "normalize before training and detection, or train on images like these",
@@ -153,50 +134,33 @@ def _count_far(features: Any, model: KnnModel, voters: _Voters) -> None:
 
 
 @lru_cache(maxsize=4)
-def _prepare(backend: Any, model: KnnModel) -> _Voters:
+def _prepare(backend: Any, model: KnnModel) -> _Prepared:
+    """Pile up equal points; piles lie in the order of their first points."""
     points = _standardise(model.points, model, xp=np)
     order = np.lexsort(points.T)  # stable: equal points stay in the order of the training set
     ordered = points[order]
     start = np.flatnonzero(np.append(True, (ordered[1:] != ordered[:-1]).any(1)))
     size = np.diff(np.append(start, len(points)))
-    group = np.argsort(order[start], kind="stable")
-    start, size = start[group], size[group]
+    pile = np.argsort(order[start], kind="stable")
+    start, size = start[pile], size[pile]
     first = np.append(0, np.cumsum(size))
     members = order[np.repeat(start - first[:-1], size) + np.arange(len(points))]
-    spots = np.append(0, np.cumsum(model.labels[members], dtype=np.int64))
-    distinct = backend.from_host(points[order[start]])
-    k = min(model.n_neighbors, len(start))
-    return _Voters(
-        backend.index_points(distinct, n_neighbors=k), backend.from_host(first), backend.from_host(spots), set()
-    )
+    before = np.append(0, np.cumsum(model.labels[members], dtype=np.int64))
+    distinct = points[order[start]]
+    return _Prepared(backend.index_voters(distinct, first=first, before=before, n_neighbors=model.n_neighbors), set())
 
 
-def _search(backend: Any, voters: _Voters, model: KnnModel, queries: Any, *, workers: int) -> tuple[Any, Any]:
+def _search(backend: Any, prepared: _Prepared, model: KnnModel, queries: Any, *, workers: int) -> tuple[Any, Any]:
     """Classes and the spots' share of the votes."""
-    xp = backend.xp
-    k = min(model.n_neighbors, len(voters.first) - 1)
-    distances, groups = backend.find_nearest(voters.index, queries, n_neighbors=k, workers=workers)
-    start = voters.first[groups]
-    if model.n_neighbors == 1:
-        spots = voters.spots[start + 1] - voters.spots[start]
-        return xp.astype(spots[:, 0], xp.uint8), xp.astype(spots[:, 0], xp.float32)
-    size = voters.first[groups + 1] - start
-    # of the last group, only as many points as still make up n_neighbors
-    taken = xp.clip(model.n_neighbors - (xp.cumulative_sum(size, axis=1) - size), 0, size)
-    spots = voters.spots[start + taken] - voters.spots[start]
-    votes = _weigh(distances, model.weights, xp=xp)
-    for_spots, against = xp.sum(votes * spots, axis=1), xp.sum(votes * (taken - spots), axis=1)
-    share = for_spots / (for_spots + against)
-    return xp.astype(for_spots > against, xp.uint8), xp.astype(share, xp.float32)
-
-
-def _weigh(distances: Any, weights: str, *, xp: Any) -> Any:
-    """Votes by distance; where there are training pixels at distance 0, they alone vote."""
-    if weights == "uniform":
-        return xp.ones_like(distances)
-    near = distances < 1 / np.finfo(np.float64).max
-    votes = 1 / xp.where(near, 1.0, distances)
-    return xp.where(xp.any(near, axis=1, keepdims=True), xp.astype(near, xp.float64), votes)
+    for_spots, against = backend.find_votes(
+        prepared.voters,
+        queries,
+        n_neighbors=model.n_neighbors,
+        by_distance=model.weights == "distance",
+        workers=workers,
+    )
+    classes = backend.xp.astype(for_spots > against, backend.xp.uint8)
+    return classes, backend.xp.astype(for_spots / (for_spots + against), backend.xp.float32)
 
 
 @lru_cache(maxsize=4)
@@ -211,12 +175,9 @@ def _build_lattice(backend: Any, model: KnnModel) -> _Lattice:
     nodes = [np.unique(np.quantile(column, shares, method="nearest")) for column in points.T]
     edges = tuple(backend.from_host(((n[1:].astype(float) + n[:-1]) / 2).astype(np.float32)) for n in nodes)
     queries = np.stack([axis.ravel() for axis in np.meshgrid(*nodes, indexing="ij")], axis=1)
-    voters, xp, found = _prepare(backend, model), backend.xp, []
-    for start in range(0, len(queries), QUERIES):
-        piece = backend.from_host(queries[start : start + QUERIES])
-        found.append(_search(backend, voters, model, piece, workers=1))
+    found = _search(backend, _prepare(backend, model), model, backend.from_host(queries), workers=1)
     shape = tuple(len(n) for n in nodes)
-    classes, votes = (xp.reshape(xp.concatenate(parts), shape) for parts in zip(*found, strict=True))
+    classes, votes = (backend.xp.reshape(part, shape) for part in found)
     return _Lattice(edges, classes, votes)
 
 
@@ -285,6 +246,18 @@ def detect_spots(image: Any, *, model: KnnModel, replace: str = "median", approx
         return image, spots
     count("spots replaced", spots)
     return xp.where(spots, median(3), image), spots
+
+
+def plane_detect_spots(*, model: KnnModel, **_: Any) -> Plane:
+    """The plane in which the model decides; where that has more or fewer than two features, the usual two."""
+    decides = len(model.features) == 2
+    features = tuple(model.features) if decides else ("value", "abs_residual")
+    return Plane(
+        features,
+        lambda frame: compute_features(frame, features),
+        halo_of_features(features),
+        model=model if decides else None,
+    )
 
 
 def halo_detect_spots(*, model: Any, **_: Any) -> int:

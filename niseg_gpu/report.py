@@ -68,8 +68,9 @@ def write_report(folder: Path) -> Path:
     spectra = report_cards.spectra_cards(arrays, label=label)
     cards += mean + spectra + single + rest if cards else single + mean + spectra + rest
     cards += comparison_cards(arrays, result=_part(run, "results", "labels"))
-    spots = report_cards.count_spots(arrays, input_shape=tuple(given.get("shape") or ()))
-    cards += report_cards.spot_cards(spots)
+    shape = tuple(given.get("shape") or ())
+    spots = report_cards.count_spots(arrays, input_shape=shape, done=_tell_done(run))
+    cards += report_cards.spot_cards(spots) + report_cards.plane_cards(arrays, quantities=_QUANTITIES)
     (folder / "preview").mkdir(exist_ok=True)
     for card in cards:
         _write_whole(folder / "preview" / f"{card.name}.png", card.picture.light)
@@ -144,6 +145,14 @@ def _fill_page(
     )
 
 
+def _tell_done(run: dict[str, Any]) -> str:
+    """What the first step that looks for spots has done with them, for that is the one whose spots are counted."""
+    for step in _part(run, "pipeline").get("steps") or []:
+        if isinstance(step, dict) and {"remove_spots", "detect_spots"} & step.keys():
+            return "found" if _part(step, "detect_spots").get("replace") == "none" else "replaced"
+    return "replaced"
+
+
 def _tell_kind(arrays: Arrays, given: Mapping[str, Any]) -> str:
     names = tuple(given.get("dims") or ()) or (report_cards.dims(arrays["image"]) if "image" in arrays else ())
     if "angle" in names:
@@ -163,7 +172,7 @@ def _summarise(run: dict[str, Any], *, kind: str, legend: list[Cluster], spots: 
     n_clusters = sum(cluster.name != "no data" for cluster in legend)
     came_out = [tell_number(n_clusters, "cluster")] if n_clusters else []
     if spots is not None:
-        came_out.append(f"{tell_number(spots.total, 'spot')} replaced ({tell_percent(spots.percent)})")
+        came_out.append(f"{tell_number(spots.total, 'spot')} {spots.done} ({tell_percent(spots.percent)})")
     text = f"In: {', '.join(went_in)}. Out: {', '.join(came_out) or 'the corrected data'}"
     if run.get("seconds") is not None:
         text += f", in {tell_seconds(run['seconds'])}"

@@ -5,12 +5,13 @@ Stacks are never read whole; see ``SAMPLE_BYTES``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from niseg_gpu import figures
+from niseg_gpu import figures, figures_knn
 from niseg_gpu.cluster_quality import EDGE_SHARE
 from niseg_gpu.figures_spectra import LINES_READABLE, draw_spectra, find_gaps
 
@@ -43,11 +44,12 @@ class Cluster(NamedTuple):
 
 
 class Spots(NamedTuple):
-    """What ``spot_count`` holds: the map (Y, X), values replaced, of how many frames."""
+    """What ``spot_count`` holds: the map (Y, X), spots in all, of how many frames; ``replaced`` or only ``found``."""
 
     count: np.ndarray
     total: int
     n_frames: int
+    done: str = "replaced"
 
     @property
     def percent(self) -> float:
@@ -185,32 +187,62 @@ def frame_cards(arrays: Arrays, *, label: str) -> list[Card]:
     return cards
 
 
-def count_spots(arrays: Arrays, *, input_shape: tuple[int, ...]) -> Spots | None:
-    """Return what was replaced as spots, if the run counted it."""
+def count_spots(arrays: Arrays, *, input_shape: tuple[int, ...], done: str = "replaced") -> Spots | None:
+    """Return what was found or replaced as spots, if the run counted it."""
     if "spot_count" not in arrays:
         return None
     shapes = [arrays[name].shape for name in ("spots", "image") if name in arrays] + [input_shape]
     n_frames = next((int(shape[0]) for shape in shapes if len(shape) == 3), 1)
     count = np.asarray(arrays["spot_count"][...])
-    return Spots(count, int(count.sum(dtype=np.int64)), n_frames)
+    return Spots(count, int(count.sum(dtype=np.int64)), n_frames, done)
 
 
 def spot_cards(spots: Spots | None) -> list[Card]:
-    """Return the map of where spots were removed."""
+    """Return the map of where spots were."""
     if spots is None:
         return []
     hit = int(np.count_nonzero(spots.count))
     share = tell_percent(spots.percent)
     if spots.n_frames > 1:
         often = int(np.count_nonzero(spots.count > spots.n_frames / 2))
-        caption = f"Replaced: {tell_number(spots.total, 'value')} ({share}), in {tell_number(hit, 'pixel')}."
+        caption = (
+            f"{spots.done.capitalize()}: {tell_number(spots.total, 'value')} ({share}), in {tell_number(hit, 'pixel')}."
+        )
         if often:
             caption += f" In more than half of the frames, like a hot or dead pixel: {tell_number(often, 'pixel')}."
     else:
-        caption = f"Replaced: {tell_number(spots.total, 'pixel')} ({share})."
-    label = "times replaced" if spots.n_frames > 1 else "replaced"
+        caption = f"{spots.done.capitalize()}: {tell_number(spots.total, 'pixel')} ({share})."
+    label = f"times {spots.done}" if spots.n_frames > 1 else spots.done
     picture = figures.draw_spots(spots.count, label=label)
-    return [Card("spots", "Where spots were removed", picture, caption)]
+    return [Card("spots", f"Where spots were {spots.done}", picture, caption)]
+
+
+def plane_cards(arrays: Arrays, *, quantities: Mapping[str, str]) -> list[Card]:
+    """Return the plane in which each step told spots, with what it took for one, if the run sampled it."""
+    names = [name for name in arrays if re.fullmatch(r"spot_plane(_\d+)?", name)]
+    cards = []
+    for name in sorted(names, key=len):
+        about, features = dict(arrays[name].attrs), arrays[name].attrs["features"]
+        edges = tuple(np.asarray(arrays[f"{name}_{feature}_edges"][...]) for feature in features)
+        counted = figures_knn.Counted(np.asarray(arrays[name][...]), edges, tuple(about["even_up_to"]))
+        total = int(counted.number.sum(dtype=np.int64))
+        if not total:
+            continue
+        unit, side = quantities.get(about["quantity"], about["quantity"]), str(about["median_size"])
+        labels = [f"{figures_knn.NAMES[f].replace('3 × 3', f'{side} × {side}')}, {unit}" for f in features]
+        caption, given = f"{total:,} pixels as they came to {about['step']}.", {}
+        if about["n_neighbors"]:
+            given = {"region": np.asarray(arrays[f"{name}_region"][...])}
+            given["legend"] = figures_knn.tell_region(about["n_neighbors"])
+            caption += " In the orange region a pixel is taken for a spot."
+        elif about["threshold"] is not None:
+            given = {"threshold": about["threshold"], "legend": f"threshold {about['threshold']:g}"}
+            caption += " Beyond the orange line a pixel is taken for a spot."
+        else:
+            caption += " What decides on spots is no line or region in this plane."
+        picture = figures_knn.draw_plane(counted, labels=(labels[0], labels[1]), **given)
+        cards.append(Card(name, f"Values and how they stand out: {about['step']}", picture, caption))
+    return cards
 
 
 def tell_percent(percent: float) -> str:

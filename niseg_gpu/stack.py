@@ -21,6 +21,7 @@ class NamesFile:
     Attributes
     ----------
     suffix : str
+        Empty where any text is the name of a file.
     """
 
     suffix: str

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.ndimage import median_filter
 from sklearn.cluster import KMeans
 
-from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, _say_library_is_taken, backend_of, iterate_lloyd, select, why_no_gpu
+from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, _say_other_is_taken, backend_of, iterate_lloyd, select, why_no_gpu
 from niseg_gpu.errors import UserError
 
 
@@ -92,8 +92,8 @@ def test_own_kernels_need_a_gpu_that_numba_can_use(monkeypatch: pytest.MonkeyPat
 def test_what_our_kernel_lacks_goes_to_the_library_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     twin, frames = Gpu(), np.random.default_rng(0).integers(0, 9, (3, 8, 8)).astype(float)
     vars(twin).update(kernels="own", xp=np, _median=median_filter)
-    _say_library_is_taken.cache_clear()
-    settings = {"size": 3, "threshold": 2.0, "kind": "both"}
+    _say_other_is_taken.cache_clear()
+    settings = {"size": (1, 3, 3), "threshold": 2.0, "kind": "both"}
     with caplog.at_level("WARNING", logger="niseg_gpu"):
         for _ in range(2):
             for ours, theirs in zip(
@@ -103,6 +103,29 @@ def test_what_our_kernel_lacks_goes_to_the_library_and_is_said_once(caplog: pyte
     assert [r.getMessage() for r in caplog.records] == [
         "kernels is own, but not for this median: it has no 1 x 3 x 3 of float64; cuCIM's is taken"
     ]
+
+
+@pytest.mark.parametrize("dtype", [">u2", ">i2", ">i4", ">f4", ">f8", ">u8", "<i2", "u1"])
+def test_any_byte_order_comes_in(dtype: str) -> None:
+    """On the GPU the bytes travel as they are; NumPy stands in for CuPy."""
+    values = np.random.default_rng(1).integers(0, 120, (2, 5, 3)).astype(dtype)
+    values[0, 0, :2] = [-3 if values.dtype.kind != "u" else 3, 100]
+    twin, given = Gpu(), []
+    vars(twin).update(xp=type("Cupy", (), {"asarray": lambda a: given.append(a) or np.array(a)}))
+    for block in (values, values[:, ::2], values[:0]):
+        for device in (CPU, twin):
+            kept, here = block.copy(), device.from_host(block)
+            assert here.dtype == block.dtype.newbyteorder("=") and here.dtype.isnative
+            np.testing.assert_array_equal(here, kept)
+            np.testing.assert_array_equal(block, kept)
+    assert all(a.dtype.isnative and a.itemsize == values.itemsize for a in given)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [">u2", ">i2", ">i4", ">f4", ">f8"])
+def test_any_byte_order_comes_to_the_device(backend, dtype: str) -> None:
+    values = np.random.default_rng(1).integers(0, 30000, (3, 50, 41)).astype(dtype)
+    np.testing.assert_array_equal(backend.to_host(backend.from_host(values)), values)
 
 
 @pytest.mark.gpu

@@ -81,6 +81,16 @@ def test_remove_spots_from_file_to_file(niseg, frame: Path, tmp_path: Path, endi
     np.testing.assert_array_equal(open_stack(mask).values.astype(bool), spots)
 
 
+def test_dead_pixels_from_a_file(niseg, frame: Path, tmp_path: Path) -> None:
+    out, image = tmp_path / "clean.npy", tifffile.imread(frame)
+    dead = np.zeros(image.shape, np.uint8)
+    dead[3:5, 7] = 255
+    tifffile.imwrite(tmp_path / "dead.tif", dead)
+    status, said, err = niseg("remove-spots", frame, out, "--threshold", 1000, "--dead-pixels", tmp_path / "dead.tif")
+    assert (status, err) == (0, "") and "remove_spots: 2 values of dead pixels replaced" in said
+    np.testing.assert_array_equal(np.load(out), remove_spots(image, threshold=1000, dead_pixels=dead)[0])
+
+
 def test_kmeans_from_file_to_file(niseg, data: Path, tmp_path: Path) -> None:
     out, spectra = tmp_path / "labels.tif", tmp_path / "spectra.csv"
     status, said, _ = niseg("kmeans", data / "sample", out, "--n-clusters", 3, "--spectra", spectra, "--seed", 1)
@@ -113,13 +123,34 @@ def test_simulate_tof(niseg, tmp_path: Path) -> None:
     status, out, err = niseg("simulate", "tof", tmp_path / "sim", "--n-bins", 20, "--height", 32, "--width", 40)
     assert (status, err) == (0, "") and "wrote" in out
     assert open_stack(tmp_path / "sim" / "sample").shape == (20, 32, 40)
+    assert (tmp_path / "sim" / "preview.png").read_bytes().startswith(b"\x89PNG")
     assert niseg("simulate", "tof", tmp_path / "sim")[0] == 2
+
+
+def test_simulate_tof_takes_ranges_and_lists(niseg, tmp_path: Path) -> None:
+    size = ["--n-bins", 20, "--height", 32, "--width", 40, "--no-open-beam", "--quiet"]
+    ranges = [
+        "--wavelength-range",
+        "2,4.5",
+        "--shutters",
+        "5,15",
+        "--scene",
+        "mixture",
+        "--texture",
+        "alpha_iron:110:0.7",
+    ]
+    assert niseg("simulate", "tof", tmp_path / "sim", *size, *ranges) == (0, "", "")
+    made = json.loads((tmp_path / "sim" / "truth" / "simulation.json").read_text())
+    assert made["wavelength_range_angstrom"] == [2.0, 4.5] and made["window_bins"] == [[0, 5], [5, 20]]
+    for wrong in ("2", "2,x", "4,2"):
+        status, _, err = niseg("simulate", "tof", tmp_path / "other", "--wavelength-range", wrong)
+        assert status == 2 and err.count("\n") == 1 and "wavelength" in err.replace("-", "_")
 
 
 def test_info(niseg) -> None:
     status, out, _ = niseg("info")
     assert status == 0 and all(step in out for step in OPS)
-    machine = json.loads(niseg("info", "--json")[1])
+    machine = json.loads(niseg("info", "--json", "--kernels", "own")[1])
     assert machine["auto_takes"] in ("cpu", "gpu") and set(machine["steps"]) == set(OPS)
 
 

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from niseg_gpu.errors import UserError
-from niseg_gpu.figures_knn import BINS, NODES, decide_region, draw_bivariate, find_edges, find_width
+from niseg_gpu.figures_knn import (
+    BINS,
+    NODES,
+    REGION_COLOUR,
+    count_plane,
+    decide_region,
+    draw_bivariate,
+    draw_plane,
+    find_edges,
+    find_width,
+)
 from niseg_gpu.knn import classify_points, predict_knn
 from niseg_gpu.knn_features import compute_features
 from niseg_gpu.knn_model import fit_knn
@@ -76,8 +86,8 @@ def test_picture_shows_counts_and_region(monkeypatch):
     np.testing.assert_array_equal(drawn[heading], without[heading])
 
 
-def decode(picture):
-    return np.asarray(Image.open(io.BytesIO(picture.light)).convert("RGB"))
+def decode(picture, page="light"):
+    return np.asarray(Image.open(io.BytesIO(getattr(picture, page))).convert("RGB"))
 
 
 def test_a_plane_has_two_features():
@@ -85,3 +95,31 @@ def test_a_plane_has_two_features():
     model = fit_knn(image, spots, features=["value", "residual", "gradient"])
     with pytest.raises(UserError, match=r"got 3 features \(value, residual, gradient\); allowed: 2"):
         draw_bivariate(np.zeros((4, 3), np.float32), np.zeros(4, bool), model=model)
+
+
+def orange(pixels):
+    """Where a picture has the colour of the line, (rows, columns) bool."""
+    colour = [int(REGION_COLOUR[i : i + 2], 16) for i in (1, 3, 5)]
+    return np.all(np.abs(pixels.astype(int) - colour) < 12, axis=2)
+
+
+def test_a_plane_counts_every_finite_pixel_and_shows_its_threshold():
+    image, _ = scene()
+    names = ("value", "abs_residual")
+    features = compute_features(image, names).reshape(-1, 2)
+    counted = count_plane(np.concatenate([features, [[np.nan, 1]]]).astype(np.float32), names=names)
+    assert counted.number.sum() == len(features) and counted.widths[0] is None and counted.widths[1] > 0
+    labels = ("value f, counts", "|f − median|, counts")
+    plain = draw_plane(counted, labels=labels)
+    # beyond all values too: the axis then reaches as far
+    for threshold in (100.0, 2000.0):
+        lined = draw_plane(counted, labels=labels, threshold=threshold, legend=f"threshold {threshold:g}")
+        for page in ("light", "dark"):
+            before, after = (orange(decode(picture, page)).sum(axis=1) for picture in (plain, lined))
+            assert 1 <= (after > 0.5 * lined.width).sum() <= 4, "one line from side to side"
+            assert not (before > 50).any()
+
+
+def test_an_empty_plane_is_drawn_too():
+    counted = count_plane(np.zeros((0, 2), np.float32), names=("value", "residual"))
+    assert counted.number.sum() == 0 and draw_plane(counted, labels=("a", "b"), threshold=-5.0).width > 100

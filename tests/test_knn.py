@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from niseg_gpu import backend as backend_module
 from niseg_gpu import findings, knn
 from niseg_gpu.backend import CPU, Gpu
 from niseg_gpu.errors import UserError
@@ -122,10 +123,12 @@ def test_the_pieces_of_a_search_do_not_matter(piece: int, height: int, width: in
     model = fit_knn(*scene(whole=True), n_neighbors=3)
     image, _ = scene(3, shape=(height, width), whole=True)
     whole = predict_knn(image, model)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knn, "QUERIES", piece)
-        np.testing.assert_array_equal(predict_knn(image, model), whole)
     np.testing.assert_array_equal(predict_knn(image, model, workers=2), whole)
+    standin = Standin()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knn, "backend_of", lambda block: standin)
+        patch.setattr(backend_module, "QUERIES", piece)
+        np.testing.assert_array_equal(predict_knn(image, model), whole)
 
 
 def test_the_lattice_answers_nearly_as_the_search_does(backend) -> None:
@@ -291,8 +294,8 @@ def test_a_check_reads_the_model_and_no_data(tmp_path, model_file: str) -> None:
 
 
 def test_the_tree_is_built_once_for_a_file(model_file: str, monkeypatch) -> None:
-    built, real = [], type(CPU).index_points
-    monkeypatch.setattr(type(CPU), "index_points", lambda self, points, **k: built.append(1) or real(self, points, **k))
+    built, real = [], type(CPU).index_voters
+    monkeypatch.setattr(type(CPU), "index_voters", lambda self, points, **k: built.append(1) or real(self, points, **k))
     stack = xr.DataArray(scene(9, shape=(6, 40, 30), whole=True)[0], dims=("z", "y", "x"))
     for _ in range(2):
         apply_steps(stack, [{"detect_spots": {"model": model_file}}]).image.values  # noqa: B018

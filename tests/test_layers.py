@@ -16,10 +16,12 @@ LAYERS = {
     "stack": 1,
     "chunks": 1,
     "kernels": 1,
+    "xla": 1,
     "backend": 1,
     "io": 2,
     "correct": 3,
     "tof": 3,
+    "plane": 3,
     "spots": 3,
     "kmeans": 3,
     "cluster_quality": 3,
@@ -28,18 +30,24 @@ LAYERS = {
     "knn_features": 3,
     "knn_model": 3,
     "knn": 3,
+    "unet": 3,
     "simulate": 3,
     "figures": 4,
     "figures_clusters": 4,
     "figures_spectra": 4,
+    "figures_unet": 4,
     "figures_evaluate": 4,
+    "figures_augment": 4,
     "figures_knn": 4,
+    "figures_roots": 4,
+    "figures_simulate": 4,
     "report_cards": 4,
     "report_clusters": 4,
     "report": 4,
     "pipeline": 4,
     "cli_options": 5,
     "cli_knn": 5,
+    "cli_unet": 5,
     "cli": 5,
     "__main__": 6,
 }
@@ -82,7 +90,9 @@ def test_only_backend_names_device_libraries(path: Path) -> None:
         assert not name.startswith("scipy.ndimage"), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("room", ["correct", "tof", "spots", "kmeans", "knn_features", "knn_model", "knn", "kernels"])
+@pytest.mark.parametrize(
+    "room", ["correct", "tof", "spots", "kmeans", "knn_features", "knn_model", "knn", "unet", "kernels"]
+)
 def test_no_step_knows_dask(room: str) -> None:
     for path in MODULES:
         if room_of(path) == room:

@@ -36,8 +36,9 @@ IMPORT_NAMES = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-# Used where it happens to be installed, needed nowhere: HDF5's further compressions.
-IF_PRESENT = {"hdf5plugin"}
+# Used where it happens to be installed, needed nowhere: HDF5's further compressions, and what recomputes the tables of
+# cross sections.
+IF_PRESENT = {"hdf5plugin", "NCrystal"}
 # Only conda needs these: the interpreter, the CUDA release, JAX's compiled half in its CUDA build, and pip itself.
 CONDA_ONLY = {"python", "pip", "cuda-version", "jaxlib"}
 

@@ -48,9 +48,7 @@ def test_standardized_columns_weigh_what_was_asked(backend) -> None:
     columns = np.random.default_rng(2).normal(100, [[3], [0.01], [0]], size=(3, 500)).astype(np.float32)
     valid = np.ones(500, bool)
     valid[:50] = False
-    scaled = backend.to_host(
-        standardize(backend.from_host(columns), [1.0, 0.5, 2.0], valid=backend.from_host(valid))
-    )
+    scaled = backend.to_host(standardize(backend.from_host(columns), [1.0, 0.5, 2.0], valid=backend.from_host(valid)))
     assert np.allclose(scaled[:, valid].std(axis=1), [1, 0.5, 0], atol=1e-3)
     assert np.allclose(scaled[:, valid].mean(axis=1), 0, atol=1e-4)
 

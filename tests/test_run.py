@@ -161,4 +161,51 @@ def test_a_threshold_that_marks_much_is_warned_of(simulated: Path, tmp_path: Pat
     mapping["steps"] = [{"remove_spots": {"threshold": 1}}]
     run_pipeline(parse_pipeline(mapping), quiet=True)
     (line,) = [f for f in json.loads((tmp_path / "out" / "run.json").read_text())["findings"] if "too low" in f]
-    assert "% of all values were replaced" in line
+    assert "% of all values were taken for spots: the threshold is too low" in line
+
+
+@pytest.mark.parametrize("replace", ["median", "none"])
+def test_a_step_that_looks_for_spots_leaves_its_plane(tmp_path: Path, replace: str) -> None:
+    from niseg_gpu.figures_knn import Counted, decide_region
+    from niseg_gpu.knn_features import compute_features
+    from niseg_gpu.knn_model import fit_knn, load_knn, save_knn
+
+    rng = np.random.default_rng(0)
+    spots = rng.random((3, 40, 48)) < 0.02
+    counts = (rng.poisson(300, spots.shape) + 200 * spots).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "volume.tif", counts, photometric="minisblack")
+    model = save_knn(fit_knn(counts[0], spots[0], n_neighbors=3), tmp_path / "spots.npz")
+    mapping = {
+        "input": {"path": str(tmp_path / "volume.tif"), "dims": ["z", "y", "x"]},
+        "steps": [
+            {"detect_spots": {"model": str(model), "replace": replace}},
+            {"remove_spots": {"threshold": 80, "kind": "bright"}},
+        ],
+        "output": {"path": str(tmp_path / "out")},
+    }
+    out = run_pipeline(parse_pipeline(mapping), quiet=True)
+    run = xr.open_zarr(out / "result.zarr", consolidated=False)
+    number, about = run.spot_plane, run.spot_plane.attrs
+    assert (about["step"], about["n_neighbors"], about["threshold"]) == ("detect_spots", 3, None)
+    edges = tuple(run[f"spot_plane_{name}_edges"].values for name in about["features"])
+    # every row is sampled here, for the blocks are small, and each is counted once
+    features = compute_features(counts, about["features"]).reshape(-1, 2)
+    assert 0.5 * counts.size < number.sum() <= counts.size
+    whole = np.histogram2d(*features.T, edges)[0]
+    assert (number.values <= whole).all() and number.shape == whole.shape
+    nodes = Counted(number.values, edges, tuple(about["even_up_to"])).nodes
+    np.testing.assert_array_equal(run.spot_plane_region, decide_region(load_knn(model), nodes))
+    second = run.spot_plane_2
+    assert (second.attrs["step"], second.attrs["threshold"], second.attrs["median_size"]) == ("remove_spots", 80, 3)
+    assert "spot_plane_2_region" not in run and second.dims == ("spot_plane_2_value", "spot_plane_2_residual")
+    page = (out / "report.html").read_text()
+    done = "replaced" if replace == "median" else "found"
+    assert f"{int(run.spot_count.sum())} spots {done}" in page and f"Where spots were {done}" in page
+    for text in (
+        "Values and how they stand out: detect_spots. ",
+        "Values and how they stand out: remove_spots. ",
+        "In the orange region a pixel is taken for a spot.",
+        "Beyond the orange line a pixel is taken for a spot.",
+    ):
+        assert text in page
+    assert {"spot_plane.png", "spot_plane_2.png"} <= {p.name for p in (out / "preview").iterdir()}

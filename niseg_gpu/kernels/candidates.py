@@ -1,4 +1,4 @@
-"""Putting neighbours found in single precision into the order that the CPU's search gives."""
+"""Putting neighbours found in single precision into the order that the CPU's search gives, and counting votes."""
 
 from __future__ import annotations
 
@@ -30,3 +30,42 @@ def rank_candidates(points: Any, queries: Any, candidates: Any, *, n_neighbors: 
         squared = squared + away * away
     order = xp.argsort(squared, axis=1, kind="stable")[:, :n_neighbors]
     return xp.sqrt(xp.take_along_axis(squared, order, axis=1)), xp.take_along_axis(numbers, order, axis=1)
+
+
+def count_votes(
+    distances: Any, piles: Any, first: Any, before: Any, *, n_neighbors: int, by_distance: bool, xp: Any
+) -> tuple[Any, Any]:
+    """Count the votes of points that lie in piles of equal ones; see `niseg_gpu.kernels.votes.find_votes`.
+
+    Parameters
+    ----------
+    distances : (m, p) float64 array
+        Of the nearest piles, nearest first.
+    piles : (m, p) int64 array
+        Their numbers; of the last one, only as many points as still make up `n_neighbors` vote.
+    first : (piles + 1,) int64 array
+    before : (points + 1,) int64 array
+    n_neighbors : int
+    by_distance : bool
+    xp : module
+        Array namespace of all of these.
+
+    Returns
+    -------
+    for_spots, against : (m,) float64 array
+    """
+    for_spots, against = (xp.zeros(len(piles), dtype=xp.float64) for _ in range(2))
+    left = xp.full(len(piles), n_neighbors, dtype=xp.int64)
+    coincide = distances[:, 0] == 0
+    for i in range(piles.shape[1]):
+        start = first[piles[:, i]]
+        taken = xp.minimum(first[piles[:, i] + 1] - start, left)
+        spots = before[start + taken] - before[start]
+        if by_distance:
+            at_zero = distances[:, i] == 0
+            weight = xp.where(coincide, xp.astype(at_zero, xp.float64), 1 / xp.where(at_zero, 1.0, distances[:, i]))
+        else:
+            weight = 1.0
+        for_spots, against = for_spots + weight * spots, against + weight * (taken - spots)
+        left = left - taken
+    return for_spots, against

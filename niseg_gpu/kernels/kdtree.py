@@ -1,7 +1,7 @@
-"""Exact nearest neighbours of many points in few dimensions on a CPU: a balanced k-d tree (10.1145/361002.361007).
+"""A balanced k-d tree over many points in few dimensions (10.1145/361002.361007), and one query's search in it.
 
-Distances are sums of squares in float64. Of points equally far the one that comes first wins, so that neighbours
-never depend on how the tree was built or on which queries are asked together.
+Distances are sums of squares in float64, always summed in the same order. Of points equally far the one that comes
+first wins, so that neighbours never depend on how the tree was built or on which queries are asked together.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import numpy as np
 from numba import njit
 
 LEAF_POINTS = 16  # at most; few enough to look at all of them
-GRID_CODES = 256  # cells a side, so that a cell's number fits into 16 bit, which NumPy sorts by radix
 
 
 class Tree(NamedTuple):
@@ -26,8 +25,10 @@ class Tree(NamedTuple):
         Of each point in the order in which they were given.
     boxes : (nodes, features, 2) float32
         Least and largest coordinates of each node's points.
-    axis : (nodes,) int64
+    axis : (nodes,) int8
         Along which a node's points are halved.
+    border : (nodes,) float32
+        Where: least coordinate in the upper half; 0 for leaves.
     start : (leaves + 1,) int64
         Where each leaf's points start.
     """
@@ -36,6 +37,7 @@ class Tree(NamedTuple):
     numbers: np.ndarray
     boxes: np.ndarray
     axis: np.ndarray
+    border: np.ndarray
     start: np.ndarray
 
 
@@ -46,73 +48,11 @@ def build_tree(points: np.ndarray) -> Tree:
     nodes = 2 ** (levels + 1) - 1
     numbers = np.arange(len(points))
     boxes = np.empty((nodes, points.shape[1], 2), np.float32)
-    bounds, axis = np.empty((nodes, 2), np.int64), np.empty(nodes, np.int64)
+    bounds, axis = np.empty((nodes, 2), np.int64), np.empty(nodes, np.int8)
     _split(points, numbers, boxes, axis, bounds)
-    return Tree(points.T.copy(), numbers, boxes, axis, np.append(bounds[nodes // 2 :, 0], len(points)))
-
-
-def find_nearest(
-    tree: Tree, queries: np.ndarray, *, n_neighbors: int, workers: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find each query's nearest points, nearest first.
-
-    Parameters
-    ----------
-    tree : Tree
-    queries : (m, features) float32 ndarray
-        Finite.
-    n_neighbors : int
-        At most the number of points.
-    workers : int
-        Threads.
-
-    Returns
-    -------
-    distances : (m, n_neighbors) float64 ndarray
-    numbers : (m, n_neighbors) int64 ndarray
-        Of the points in the order in which they were given.
-    """
-    order = order_by_cell(queries, low=tree.boxes[0, :, 0], high=tree.boxes[0, :, 1])
-    ordered = np.ascontiguousarray(queries[order], dtype=np.float32)
-    found = np.empty((len(queries), n_neighbors)), np.empty((len(queries), n_neighbors), np.int64)
-
-    def search(part: slice) -> None:
-        _search(*tree, ordered[part], found[0][part], found[1][part])
-
-    if workers == 1:
-        search(slice(None))
-    else:
-        from concurrent.futures import ThreadPoolExecutor
-
-        cuts = np.linspace(0, len(queries), 4 * workers + 1, dtype=int)
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(search, map(slice, cuts[:-1], cuts[1:])))
-    distances, numbers = np.empty_like(found[0]), np.empty_like(found[1])
-    distances[order], numbers[order] = np.sqrt(found[0]), found[1]
-    return distances, numbers
-
-
-def order_by_cell(queries: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Order queries along a curve through the cells of a grid, so that one finds in the cache what the last one read.
-
-    The grid lies over the first two features, the curve is Morton's.
-    """
-    key = np.zeros(len(queries), np.uint16)
-    for axis in range(min(2, queries.shape[1])):
-        width = float(high[axis]) - float(low[axis])
-        if width > 0:
-            inside = np.clip(queries[:, axis], low[axis], high[axis]) - low[axis]
-            key |= _SPREAD[(inside * ((GRID_CODES - 1) / width)).astype(np.uint8)] << np.uint16(axis)
-    return np.argsort(key, kind="stable")
-
-
-def _spread_bits() -> np.ndarray:
-    """The 8 bits of each code with a free bit above each."""
-    codes = np.arange(GRID_CODES, dtype=np.uint16)
-    return sum(((codes >> np.uint16(bit)) & np.uint16(1)) << np.uint16(2 * bit) for bit in range(8))
-
-
-_SPREAD = _spread_bits()
+    halved, border = np.arange(nodes // 2), np.zeros(nodes, np.float32)
+    border[halved] = boxes[2 * halved + 2, axis[halved], 0]
+    return Tree(points.T.copy(), numbers, boxes, axis, border, np.append(bounds[nodes // 2 :, 0], len(points)))
 
 
 @njit(nogil=True, cache=True)
@@ -164,55 +104,52 @@ def _select(points, numbers, left, right, middle, axis):  # type: ignore[no-unty
 
 
 @njit(nogil=True, cache=True)
-def _search(points, numbers, boxes, axis, start, queries, distances, found):  # type: ignore[no-untyped-def]
-    """Fill the squared distances and numbers of each query's nearest points.
+def search_tree(tree, query, n_neighbors, squared, places):  # type: ignore[no-untyped-def]
+    """Fill the squared distances of a query's nearest points, nearest first, and their places in the leaves' order.
 
     A node's bound is never larger than the distance, as summed here, to any point in it: each is the sum of the same
     squares or of smaller ones, in the same order, and rounding keeps order.
     """
-    nodes, features = boxes.shape[:2]
-    first_leaf, k = nodes // 2, distances.shape[1]
-    waiting, bound = np.empty(64, np.int64), np.empty(64)
-    query, squared = np.empty(features), np.empty(LEAF_POINTS)
-    for row in range(len(queries)):
-        for f in range(features):
-            query[f] = queries[row, f]
-        best, best_number = distances[row], found[row]
-        best[:] = np.inf
-        best_number[:] = len(numbers)
-        waiting[0], bound[0], depth, worst = 0, 0.0, 1, np.inf
-        while depth:
-            depth -= 1
-            node = waiting[depth]
-            if bound[depth] > worst or _to_box(boxes, node, query) > worst:
+    points, numbers, boxes, axis, _, start = tree
+    first_leaf, last = len(axis) // 2, n_neighbors - 1
+    waiting, bound, away = np.empty(64, np.int64), np.empty(64), np.empty(LEAF_POINTS)
+    squared[:n_neighbors] = np.inf
+    waiting[0], bound[0], depth, found = 0, 0.0, 1, 0
+    while depth:
+        depth -= 1
+        node = waiting[depth]
+        if bound[depth] > squared[last] or _to_box(boxes, node, query) > squared[last]:
+            continue
+        while node < first_leaf:  # down to the nearer leaf; the farther halves wait
+            f, one, two = axis[node], 2 * node + 1, 2 * node + 2
+            to_one, to_two = max(query[f] - boxes[one, f, 1], 0.0), max(boxes[two, f, 0] - query[f], 0.0)
+            if to_one <= to_two:
+                node, waiting[depth], bound[depth] = one, two, to_two * to_two
+            else:
+                node, waiting[depth], bound[depth] = two, one, to_one * to_one
+            if bound[depth] <= squared[last]:
+                depth += 1
+        first, size = start[node - first_leaf], start[node - first_leaf + 1] - start[node - first_leaf]
+        for i in range(size):
+            away[i] = 0.0
+        for f in range(len(query)):
+            for i in range(size):
+                along = query[f] - points[f, first + i]
+                away[i] += along * along
+        for i in range(size):
+            number = numbers[first + i]
+            if away[i] > squared[last] or (
+                found == n_neighbors and away[i] == squared[last] and number > numbers[places[last]]
+            ):
                 continue
-            while node < first_leaf:  # down to the nearer leaf; the farther halves wait
-                f, one, two = axis[node], 2 * node + 1, 2 * node + 2
-                to_one, to_two = max(query[f] - boxes[one, f, 1], 0.0), max(boxes[two, f, 0] - query[f], 0.0)
-                if to_one <= to_two:
-                    node, waiting[depth], bound[depth] = one, two, to_two * to_two
-                else:
-                    node, waiting[depth], bound[depth] = two, one, to_one * to_one
-                if bound[depth] <= worst:
-                    depth += 1
-            first, size = start[node - first_leaf], start[node - first_leaf + 1] - start[node - first_leaf]
-            for i in range(size):
-                squared[i] = 0.0
-            for f in range(features):
-                for i in range(size):
-                    away = query[f] - points[f, first + i]
-                    squared[i] += away * away
-            for i in range(size):
-                if squared[i] > worst or (squared[i] == worst and numbers[first + i] > best_number[k - 1]):
-                    continue
-                number, place = numbers[first + i], k - 1
-                while place > 0 and (
-                    squared[i] < best[place - 1] or (squared[i] == best[place - 1] and number < best_number[place - 1])
-                ):
-                    best[place], best_number[place] = best[place - 1], best_number[place - 1]
-                    place -= 1
-                best[place], best_number[place] = squared[i], number
-                worst = best[k - 1]
+            found = min(found + 1, n_neighbors)
+            place = found - 1
+            while place > 0 and (
+                away[i] < squared[place - 1] or (away[i] == squared[place - 1] and number < numbers[places[place - 1]])
+            ):
+                squared[place], places[place] = squared[place - 1], places[place - 1]
+                place -= 1
+            squared[place], places[place] = away[i], first + i
 
 
 @njit(nogil=True, cache=True)

@@ -1,43 +1,31 @@
-"""Running medians of 3 x 3 and 5 x 5 on the CPU, and the cleaning of spots fused with them.
+"""Running medians on the CPU, and the cleaning of spots fused with them: 3 x 3 here, wider windows through here.
 
-Each row is sorted once, in threes or fives of neighbours; the rows of a window are then merged. Values stay in a
-strip's work lines, which fit the cache. Lines lie `LINE` values apart in one array, a constant, by which the compiler
-sees that they don't overlap and vectorises over the columns.
+Each row is sorted once, in threes of neighbours; the rows of a window are then merged. Values stay in a strip's work
+lines, which fit the cache. Lines lie `LINE` values apart in one array, a constant, by which the compiler sees that
+they don't overlap and vectorises over the columns.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from niseg_gpu.kernels.networks import inline, median9, median11, merge5, middle6, sort3, sort5
+from niseg_gpu.kernels.compiled import compiled, inline, read_flat
+from niseg_gpu.kernels.lines import fetch
+from niseg_gpu.kernels.median_rows import filter5, filter7
+from niseg_gpu.kernels.networks import median9, sort3
+from niseg_gpu.kernels.spot_rules import Rule, clean_row, make_rule
+from niseg_gpu.kernels.spot_rules import limit_differences as limit_differences  # the GPU's kernels look for it here
 
-SIZES = (3, 5)
+SIZES = (3, 5)  # of windows in frames for which either device has a kernel
+CPU_SIZES = (3, 5, 7)
 DTYPES = frozenset(np.dtype(t) for t in ("uint8", "uint16", "int16", "int32", "float32"))
 STRIP = 2048  # columns at a time
 LANES = 32  # values of the widest vector: a loop over whole vectors has no slow rest
 LINE = STRIP + 3 * LANES  # no power of two, or all lines would meet in few sets of the cache
-
-
-@inline
-def _replace_spot(value, median, bright, dark, limits):
-    """The median instead of a value that lies farther above it than `bright` or below it than `dark`, and whether."""
-    above = value > median
-    high, low = (value, median) if above else (median, value)
-    # in the unsigned type of the same width, that of the limits, no difference overflows
-    gap = limits.dtype.type(limits.dtype.type(high) - limits.dtype.type(low))
-    spot = gap > (bright if above else dark)
-    return median if spot else value, spot
-
-
-@inline
-def _replace_spots(frames, i, medians, m, n, out, spots, bright, dark, limits):
-    i, m = np.uint64(i), np.uint64(m)
-    for x in range(np.uint64(n)):
-        out[i + x], spots[i + x] = _replace_spot(frames[i + x], medians[m + x], bright, dark, limits)
+CACHED = 2**20  # bytes; what is larger comes from memory
+PAGE, CACHE_LINE = 4096, 64  # bytes
 
 
 @inline
@@ -68,30 +56,25 @@ def _filter_row3(frames, i, first, end, before, centre, out, o):
 
 
 @inline
-def _clean_row3(frames, i, first, end, before, centre, out, o, spots, bright, dark, limits):
-    i, o = np.uint64(i), np.uint64(o)
-    for x in range(np.uint64(first), np.uint64(max(first, end))):
-        median = _median_row3(frames, i, x, before, centre)
-        out[o + x], spots[o + x] = _replace_spot(frames[o + x], median, bright, dark, limits)
-
-
-@inline
 def _border3(frames, above, centre, below, x, inner):
     """Median at the first or last column `x`, which stands for the one outside too."""
-    a, b, c = frames[above + x], frames[centre + x], frames[below + x]
-    a0, a1, a2 = sort3(a, a, frames[above + inner])
-    b0, b1, b2 = sort3(b, b, frames[centre + inner])
-    c0, c1, c2 = sort3(c, c, frames[below + inner])
+    i, j, k, inner = np.uint64(above + x), np.uint64(centre + x), np.uint64(below + x), np.uint64(inner - x)
+    a0, a1, a2 = sort3(frames[i], frames[i], frames[i + inner])
+    b0, b1, b2 = sort3(frames[j], frames[j], frames[j + inner])
+    c0, c1, c2 = sort3(frames[k], frames[k], frames[k + inner])
     return median9(a0, a1, a2, b0, b1, b2, c0, c1, c2)
 
 
-@njit(nogil=True, cache=True)
-def _filter3(frames, height, width, out, spots, limits):
-    """3 x 3 medians of frames one after another into `out`; cleaned frames, where `spots` is not empty."""
+@compiled
+def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
+    """3 x 3 medians of frames one after another into `out`; where `spots` is not empty, frames cleaned by a `Rule`."""
     even, odd = np.empty(3 * LINE, frames.dtype), np.empty(3 * LINE, frames.dtype)
-    clean, bright, dark = spots.size > 0, limits[0], limits[1]
+    clean = spots.size > 0
+    medians = np.empty(LINE, frames.dtype)
+    # the processor looks ahead by itself, but not beyond the end of a page
+    ahead = PAGE // frames.itemsize if frames.size * frames.itemsize > CACHED and width * frames.itemsize < PAGE else 0
     for frame in range(0, frames.size, height * width):
-        bottom = frame + (height - 1) * width
+        bottom, first_row = frame + (height - 1) * width, frame // width
         for left in range(0, width, STRIP):
             n = min(STRIP, width - left)
             whole = (n + LANES - 1) // LANES * LANES if n == width else n
@@ -106,115 +89,23 @@ def _filter3(frames, height, width, out, spots, limits):
                 # Whole vectors reach into rows that are written later; nothing reaches outside the array.
                 first = 1 if below + left == 0 else 0
                 end = whole if max(below, row) + left + whole < frames.size else n - edge
-                i, o = below + left - 1, row + left
+                i, o, k = below + left - 1, row + left, first_row + r
+                if ahead:
+                    for x in range(0, n, CACHE_LINE // frames.itemsize):
+                        fetch(frames, below + left + ahead + x)
                 if clean:
-                    _clean_row3(frames, i, first, end, before, centre, out, o, spots, bright, dark, limits)
+                    _filter_row3(frames, i, first, end, before, centre, medians, 0)
+                    if left == 0:
+                        medians[0] = _border3(frames, above, row, below, 0, min(1, width - 1))
+                    if edge and width > 1:
+                        medians[n - 1] = _border3(frames, above, row, below, width - 1, width - 2)
+                    clean_row(frames, o, medians, 0, n, out, spots, k, counts, limits, noise, blank)
                 else:
                     _filter_row3(frames, i, first, end, before, centre, out, o)
-                for x in (0, width - 1):
-                    if left <= x < left + n:
-                        inner = min(max(x - 1, 0), width - 1) if x else min(1, width - 1)
-                        median = _border3(frames, above, row, below, x, inner)
-                        if clean:
-                            median, spots[row + x] = _replace_spot(frames[row + x], median, bright, dark, limits)
-                        out[row + x] = median
-
-
-@inline
-def _pad_row(frames, row, width, left, n, lines, k):
-    """Copy columns `left` to `left + n` of a row into a line, with two neighbours on either side."""
-    k, i = np.uint64(k * LINE), np.uint64(row + left)
-    two = np.uint64(2)
-    for x in range(n):
-        lines[k + two + np.uint64(x)] = frames[i + np.uint64(x)]
-    for x in (-2, -1, n, n + 1):
-        lines[k + np.uint64(2 + x)] = frames[row + min(max(left + x, 0), width - 1)]
-
-
-# lines of the work array of 5 x 5: two padded rows, the sorted ten of the rows before and at the first of two
-# centres, the sorted five of the row at the second, and the medians of both
-PAIR, SECOND, MEDIANS = 2 * LINE, 12 * LINE, 17 * LINE
-
-
-@inline
-def _get5(lines, x):
-    return lines[x], lines[x + LINE], lines[x + 2 * LINE], lines[x + 3 * LINE], lines[x + 4 * LINE]
-
-
-@inline
-def _put5(lines, x, five):
-    lines[x], lines[x + LINE], lines[x + 2 * LINE], lines[x + 3 * LINE], lines[x + 4 * LINE] = five
-
-
-@inline
-def _sort_padded5(lines, x):
-    return sort5(lines[x], lines[x + 1], lines[x + 2], lines[x + 3], lines[x + 4])
-
-
-@inline
-def _start_rows5(lines, n, even, odd):
-    """Sort the padded first row (line 0), which stands for those above it too, and the second (line 1)."""
-    for x in range(n):
-        first = _sort_padded5(lines, x)
-        ten = merge5(*first, *first)
-        _put5(even, x, first)
-        _put5(odd, x, first)
-        _put5(lines, PAIR + x, ten[:5])
-        _put5(lines, PAIR + 5 * LINE + x, ten[5:])
-        _put5(lines, SECOND + x, _sort_padded5(lines, LINE + x))
-
-
-@inline
-def _filter_rows5(lines, n, outer):
-    """Medians around two rows r, r + 1, from the padded rows r + 2, r + 3; `outer` is row r - 2, then row r + 2."""
-    for x in range(n):
-        third = _sort_padded5(lines, x)
-        fourth = _sort_padded5(lines, LINE + x)
-        ten = merge5(*_get5(lines, SECOND + x), *third)
-        middle = middle6(*_get5(lines, PAIR + x), *_get5(lines, PAIR + 5 * LINE + x), *ten)
-        lines[MEDIANS + x] = median11(*middle, *_get5(outer, x))
-        lines[MEDIANS + LINE + x] = median11(*middle, *fourth)
-        _put5(outer, x, third)
-        _put5(lines, SECOND + x, fourth)
-        _put5(lines, PAIR + x, ten[:5])
-        _put5(lines, PAIR + 5 * LINE + x, ten[5:])
-
-
-@inline
-def _copy_row(medians, m, n, out, o):
-    m, o = np.uint64(m), np.uint64(o)
-    for x in range(n):
-        out[o + np.uint64(x)] = medians[m + np.uint64(x)]
-
-
-@njit(nogil=True, cache=True)
-def _filter5(frames, height, width, out, spots, limits):
-    """5 x 5 medians of frames one after another into `out`; cleaned frames, where `spots` is not empty."""
-    lines = np.empty(19 * LINE, frames.dtype)
-    even, odd = np.empty(5 * LINE, frames.dtype), np.empty(5 * LINE, frames.dtype)
-    clean, bright, dark = spots.size > 0, limits[0], limits[1]
-    for frame in range(0, frames.size, height * width):
-        last = frame + (height - 1) * width
-        for left in range(0, width, STRIP):
-            n = min(STRIP, width - left)
-            whole = (n + LANES - 1) // LANES * LANES
-            _pad_row(frames, frame, width, left, n, lines, 0)
-            _pad_row(frames, min(frame + width, last), width, left, n, lines, 1)
-            _start_rows5(lines, whole, even, odd)
-            for r in range(0, height, 2):
-                row = frame + r * width
-                _pad_row(frames, min(row + 2 * width, last), width, left, n, lines, 0)
-                _pad_row(frames, min(row + 3 * width, last), width, left, n, lines, 1)
-                if r % 4:
-                    _filter_rows5(lines, whole, odd)
-                else:
-                    _filter_rows5(lines, whole, even)
-                for k in range(min(2, height - r)):
-                    o, m = row + k * width + left, MEDIANS + k * LINE
-                    if clean:
-                        _replace_spots(frames, o, lines, m, n, out, spots, bright, dark, limits)
-                    else:
-                        _copy_row(lines, m, n, out, o)
+                    if left == 0:
+                        out[row] = _border3(frames, above, row, below, 0, min(1, width - 1))
+                    if edge and width > 1:
+                        out[row + width - 1] = _border3(frames, above, row, below, width - 1, width - 2)
 
 
 def median_frames(frames: np.ndarray, *, size: int) -> np.ndarray:
@@ -228,14 +119,16 @@ def median_frames(frames: np.ndarray, *, size: int) -> np.ndarray:
     frames : (..., Y, X) ndarray
         One of `DTYPES`.
     size : int
-        Side of the window in pixels, one of `SIZES`.
+        Side of the window in pixels, one of `CPU_SIZES`.
 
     Returns
     -------
     (..., Y, X) ndarray
         In the dtype of `frames`.
     """
-    return _run(frames, size, np.empty(0, np.bool_), limit_differences(frames.dtype, 0.0, "both"))
+    nothing = np.empty(0, np.bool_)
+    rule = make_rule(frames.dtype, threshold=0.0, kind="both")
+    return _run(frames, size, nothing, np.empty(0, _counter(frames)), rule)
 
 
 def clean_frames(frames: np.ndarray, *, size: int, threshold: float, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +139,7 @@ def clean_frames(frames: np.ndarray, *, size: int, threshold: float, kind: str) 
     frames : (..., Y, X) ndarray
         One of `DTYPES`.
     size : int
-        Side of the window in pixels, one of `SIZES`.
+        Side of the window in pixels, one of `CPU_SIZES`.
     threshold : float
         Not negative.
     kind : {"bright", "dark", "both"}
@@ -257,33 +150,47 @@ def clean_frames(frames: np.ndarray, *, size: int, threshold: float, kind: str) 
         In the dtype of `frames`. A NaN is never a spot; what it does to its neighbours' medians, see `median_frames`.
     spots : (..., Y, X) bool ndarray
     """
+    return clean_and_count(frames, size=size, rule=make_rule(frames.dtype, threshold=threshold, kind=kind))[:2]
+
+
+def clean_and_count(frames: np.ndarray, *, size: int, rule: Rule) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Clean frames as `clean_frames` does, by any rule.
+
+    Returns
+    -------
+    cleaned : (..., Y, X) ndarray
+    spots : (..., Y, X) bool ndarray
+    counts : (..., Y) ndarray
+        Spots of each row.
+    has_nan : bool
+        Whether there is NaN in the frames, by which medians around it are wrong.
+    """
     spots = np.empty(frames.shape, np.bool_)
-    return _run(frames, size, spots, limit_differences(frames.dtype, threshold, kind)), spots
+    counts = np.zeros((2, *frames.shape[:-1]), _counter(frames))
+    cleaned = _run(frames, size, spots, counts, rule)
+    return cleaned, spots, counts[0], bool(counts[1].any())
 
 
 def covers(dtype: Any, size: tuple[int, ...]) -> bool:
-    """Whether these kernels have the dtype and the window, given per axis."""
+    """Whether the kernels for either device have the dtype and the window, given per axis."""
+    return covers_on_cpu(dtype, size) and size[-1] in SIZES
+
+
+def covers_on_cpu(dtype: Any, size: tuple[int, ...]) -> bool:
+    """Whether `median_frames` has the dtype and the window, given per axis."""
     *leading, height, width = size
-    return np.dtype(dtype) in DTYPES and height == width and height in SIZES and all(n == 1 for n in leading)
+    return np.dtype(dtype) in DTYPES and height == width and height in CPU_SIZES and all(n == 1 for n in leading)
 
 
-def _run(frames: np.ndarray, size: int, spots: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    flat = np.ascontiguousarray(frames).reshape(-1)
-    flat.flags.writeable = False  # one signature to compile, whether or not the caller may write to them
+def _counter(frames: np.ndarray) -> type:
+    """Counts the spots of a row; as narrow as the values where it can be, so that a vector counts as many as it has."""
+    return np.uint16 if frames.dtype.itemsize <= 2 and frames.shape[-1] < 2**16 else np.uint32
+
+
+def _run(frames: np.ndarray, size: int, spots: np.ndarray, counts: np.ndarray, rule: Rule) -> np.ndarray:
+    flat = read_flat(frames)
     out = np.empty(frames.shape, frames.dtype)
     if flat.size:
-        {3: _filter3, 5: _filter5}[size](flat, *frames.shape[-2:], out.reshape(-1), spots.reshape(-1), limits)
+        kernel = {3: _filter3, 5: filter5, 7: filter7}[size]
+        kernel(flat, *frames.shape[-2:], out.reshape(-1), spots.reshape(-1), counts.reshape(-1), *rule)
     return out
-
-
-def limit_differences(dtype: np.dtype, threshold: float, kind: str) -> np.ndarray:
-    """Greatest difference above and below the median that is no spot, in the type that holds every difference."""
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):  # NumPy too compares with the threshold in the dtype of the image
-            limit, never = dtype.type(threshold), np.inf
-        differences = dtype
-    else:
-        differences = np.dtype(f"u{dtype.itemsize}")
-        never = np.iinfo(differences).max
-        limit = math.floor(min(threshold, never))
-    return np.array([never if kind == "dark" else limit, never if kind == "bright" else limit], differences)

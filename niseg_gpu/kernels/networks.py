@@ -1,16 +1,12 @@
 """Selection networks: sorting and medians of a few values by minima and maxima alone, so that they vectorise.
 
 Each function takes and returns scalars and holds no branch; compiled into a loop over pixels, every line becomes one
-or two vector instructions. Arguments of one list come sorted where the docstring says so. numba's cache of a kernel
-doesn't see changes in here: touch the kernel's file after one.
+or two vector instructions. Arguments of one list come sorted where the docstring says so.
 """
 
 from __future__ import annotations
 
-from numba import njit
-
-# called from compiled code only: without the wrappers for Python it compiles in two thirds of the time
-inline = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+from niseg_gpu.kernels.compiled import inline
 
 
 @inline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,25 @@ from niseg_gpu.pipeline.values import ValueCheck
 if TYPE_CHECKING:
     import xarray as xr
 
+    from niseg_gpu.pipeline.planes import PlaneSamples
+
 
 def halo_of(stages: Sequence[Any]) -> tuple[int, int]:
-    """What a block must see beyond its border to come through all stages: along the first axis, and in y and x."""
+    """What a block must see beyond its border to come through all stages: along the first axis, and in y and x.
+
+    Rounded up to the grid, so that a block with its halo starts on it too.
+    """
     halos = [stage.op.halo(**stage.state) for stage in stages]
     pairs = [halo if isinstance(halo, tuple) else (0, halo) for halo in halos]
-    return sum(first for first, _ in pairs), sum(pixels for _, pixels in pairs)
+    sums = (sum(first for first, _ in pairs), sum(pixels for _, pixels in pairs))
+    first, pixels = (math.ceil(n / step) * step for n, step in zip(sums, grid_of(stages), strict=True))
+    return first, pixels
+
+
+def grid_of(stages: Sequence[Any]) -> tuple[int, int]:
+    """What blocks must start at multiples of: along the first axis, and in y and x."""
+    pairs = [stage.op.grid(**stage.state) for stage in stages]
+    return math.lcm(*(first for first, _ in pairs)), math.lcm(*(pixels for _, pixels in pairs))
 
 
 def pictured_stage(stages: Sequence[Any]) -> int | None:
@@ -46,13 +60,22 @@ class BlockRun:
     stack : xarray.DataArray
     stages : sequence of Stage
     bad_values : {"error", "keep"}
+    samples : PlaneSamples, optional
+        Given what comes to the stages that look for spots.
     """
 
     def __init__(
-        self, backend: Any, clock: Clock, stack: xr.DataArray, stages: Sequence[Any], *, bad_values: str
+        self,
+        backend: Any,
+        clock: Clock,
+        stack: xr.DataArray,
+        stages: Sequence[Any],
+        *,
+        bad_values: str,
+        samples: PlaneSamples | None = None,
     ) -> None:
         self.backend, self.clock, self.stack, self.stages = backend, clock, stack, stages
-        self.halo = halo_of(stages)
+        self.halo, self.samples = halo_of(stages), samples
         self.pictured = pictured_stage(stages)
         role = stack.attrs.get("role", "sample")
         self.of = "" if role == "sample" else f"{role.replace('_', ' ')}: "
@@ -99,6 +122,9 @@ class BlockRun:
         if self.pictured == 0:
             pictures.append(self.backend.xp.mean(block, axis=0, dtype=self.backend.xp.float32))
         for i, stage in enumerate(self.stages):
+            if self.samples is not None and i in self.samples.steps:
+                with self.clock.timing("sample for the report", 0):
+                    self.samples.take(i, block, inner=counted[-block.ndim :])
             state = {name: aside.get((i, name), self._local(value, wide, stage)) for name, value in stage.state.items()}
             with findings.collect(counted) as tally, self.clock.timing(stage.name, block.nbytes):
                 block = stage.op.apply(block, **state)

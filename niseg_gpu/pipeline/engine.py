@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.chunks import BLOCK_BYTES, cut_regions
-from niseg_gpu.pipeline.blocks import BlockRun, halo_of, pictured_stage
+from niseg_gpu.pipeline.blocks import BlockRun, grid_of, halo_of, pictured_stage
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.parse import Step
 from niseg_gpu.pipeline.steps import OPS, Op
@@ -21,6 +21,8 @@ from niseg_gpu.stack import StackInfo
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from niseg_gpu.pipeline.planes import PlaneSamples
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Engine:
         steps: Sequence[Step],
         *,
         whole: frozenset[str] = frozenset(),
+        samples: PlaneSamples | None = None,
         **references: xr.DataArray | None,
     ) -> Applied:
         """Apply block-wise steps, lazily; only what a `fit` needs (a dose, averaged frames) is computed at once.
@@ -138,10 +141,13 @@ class Engine:
         steps : sequence of Step
         whole : frozenset of str
             Axes that a block of the result may not split, besides those the steps ask for.
+        samples : PlaneSamples, optional
+            Filled as the blocks are computed.
         **references : xarray.DataArray or None
             ``open_beam`` and ``dark``.
         """
-        return self.map_stages(stack, self.fit(stack, steps, reading=True, **references), whole=whole)
+        stages = self.fit(stack, steps, reading=True, **references)
+        return self.map_stages(stack, stages, whole=whole, samples=samples)
 
     def fit(
         self,
@@ -188,22 +194,33 @@ class Engine:
         return stack.copy(data=stack.data.map_blocks(self.backend.to_host, dtype=stack.dtype, meta=meta))
 
     def map_stages(
-        self, stack: xr.DataArray, stages: Sequence[Stage], *, whole: frozenset[str] = frozenset()
+        self,
+        stack: xr.DataArray,
+        stages: Sequence[Stage],
+        *,
+        whole: frozenset[str] = frozenset(),
+        samples: PlaneSamples | None = None,
     ) -> Applied:
         """Apply stages that are ready, lazily, fused into one task a block."""
         import dask.array as da
         from dask import delayed
 
+        frames, halo = halo_of(stages)
         regions = cut_regions(
             tuple(map(str, stack.dims)),
             stack.shape,
             whole=whole.union(*(stage.op.whole for stage in stages)),
-            halo=halo_of(stages)[1],
+            halo=halo,
+            frames=frames,
+            grid=grid_of(stages),
             parts=4 * self.workers,
             block_bytes=self.block_bytes,
         )
         axis = 0 if len(regions) > 1 and regions[0][0] != regions[1][0] else stack.ndim - 2
-        run = BlockRun(self.backend, self.clock, stack, stages, bad_values=self.bad_values)
+        if samples is not None:
+            before = [StackInfo.of(stack), *(stage.info for stage in stages)]
+            samples.prepare(stages, before, n_blocks=len(regions))
+        run = BlockRun(self.backend, self.clock, stack, stages, bad_values=self.bad_values, samples=samples)
         outputs = _outputs(stack, stages)
         pieces: list[list[Any]] = [[] for _ in outputs]
         for region in regions:

@@ -15,6 +15,7 @@ from niseg_gpu.evaluate.labels import evaluate_labels
 from niseg_gpu.evaluate.masks import evaluate_mask
 from niseg_gpu.evaluate.pieces import check_shapes, map_pieces
 from niseg_gpu.evaluate.scores import ScoreEvaluation, evaluate_scores
+from niseg_gpu.evaluate.strengths import evaluate_strengths
 from niseg_gpu.io.open import open_stack, split_inner
 from niseg_gpu.io.record import program_version
 from niseg_gpu.pipeline.evaluate_text import format_results
@@ -41,6 +42,7 @@ def evaluate_files(
     *,
     kind: str = "auto",
     scores: str | None = None,
+    strength: str | None = None,
     threshold: float | None = None,
     found_fraction: float = 0.0,
     no_data: int | None = None,
@@ -60,6 +62,8 @@ def evaluate_files(
         What PREDICTED holds: mask, scores or labels; auto looks into the files
     scores : str, optional
         File of the scores that the mask PREDICTED was made from, for AUC and curve
+    strength : str, optional
+        File of how strong the true spots are, such as truth/deposit.tif of a simulated radiograph: recall by strength
     threshold : float, optional
         Where scores become a mask; without it where F1 is largest
     found_fraction : float
@@ -89,7 +93,8 @@ def evaluate_files(
     """
     ends = {"json": (json, ".json"), "picture": (picture, ".png"), "curve": (curve, ".png")}
     targets = {name: Path(path) for name, (path, _) in ends.items() if path}
-    inputs = {"predicted": predicted, "truth": truth, **({"scores": scores} if scores else {})}
+    inputs = {"predicted": predicted, "truth": truth, "scores": scores, "strength": strength}
+    inputs = {name: path for name, path in inputs.items() if path}
     for name, path in targets.items():
         check_file_target(path, ending=ends[name][1], overwrite=overwrite)
     read = {split_inner(path)[0].absolute() for path in inputs.values()}
@@ -98,7 +103,7 @@ def evaluate_files(
     stacks = {name: open_stack(path) for name, path in inputs.items()}
     check_shapes({inputs[name]: stack.shape for name, stack in stacks.items()})
     kind = _choose_kind(kind, inputs, stacks)
-    _refuse_misfits(kind, scores=scores, threshold=threshold, picture=picture, curve=curve)
+    _refuse_misfits(kind, scores=scores, strength=strength, threshold=threshold, picture=picture, curve=curve)
     if kind == "labels":
         _check_integers(inputs, stacks)
         compared = Compared({"labels": evaluate_labels(stacks["predicted"], stacks["truth"], no_data=no_data)})
@@ -136,6 +141,8 @@ def _compare_mask(
             return Compared(results)
         predicted = predicted >= threshold
     results["mask"] = evaluate_mask(predicted, truth, found_fraction=found_fraction)
+    if "strength" in stacks:
+        results["strengths"] = evaluate_strengths(predicted, truth, stacks["strength"])
     return Compared(results, predicted, threshold)
 
 
@@ -190,7 +197,8 @@ def _check_integers(inputs: Mapping[str, str], stacks: Mapping[str, xr.DataArray
 
 def _refuse_misfits(kind: str, **options: Any) -> None:
     """Complain of an option that means nothing for this kind of comparison."""
-    useless = {"mask": ["threshold"], "scores": ["scores"], "labels": ["scores", "threshold", "picture", "curve"]}[kind]
+    of_masks = ["scores", "strength", "threshold", "picture", "curve"]
+    useless = {"mask": ["threshold"], "scores": ["scores"], "labels": of_masks}[kind]
     if kind == "mask" and not options["scores"]:
         useless.append("curve")
     for name in useless:

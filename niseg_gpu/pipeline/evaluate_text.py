@@ -8,6 +8,7 @@ from typing import Any
 from niseg_gpu.evaluate.labels import LabelEvaluation
 from niseg_gpu.evaluate.masks import Evaluation
 from niseg_gpu.evaluate.scores import ScoreEvaluation
+from niseg_gpu.evaluate.strengths import StrengthEvaluation
 
 _SHOWN_CLUSTERS = 16  # a wider confusion matrix would not fit a terminal; the JSON file has it
 
@@ -64,6 +65,18 @@ def format_scores(found: ScoreEvaluation) -> list[str]:
     ]
 
 
+def format_strengths(found: StrengthEvaluation) -> list[str]:
+    """One row for each class of strength that has true pixels."""
+    heads = ("strength", "pixels", "recall", "spots", "recall by spot")
+    lines = ["".join(f"{head:>16}" for head in heads)]
+    for row in found.rows:
+        if row["pixels"]:
+            limits = f"{row['from']:g} or more" if row["to"] is None else f"{row['from']:g} to {row['to']:g}"
+            cells = (limits, row["pixels"], _number(row["recall"]), row["spots"], _number(row["spot_recall"]))
+            lines.append("".join(f"{cell:>16}" for cell in cells))
+    return lines
+
+
 def format_labels(found: LabelEvaluation) -> list[str]:
     """Overall figures, one row a class, and the confusion matrix."""
     lines = [
@@ -87,7 +100,7 @@ def format_labels(found: LabelEvaluation) -> list[str]:
     return lines
 
 
-_FORMATS = {"mask": format_mask, "scores": format_scores, "labels": format_labels}
+_FORMATS = {"mask": format_mask, "scores": format_scores, "strengths": format_strengths, "labels": format_labels}
 
 
 def _row(name: str, value: float | None) -> str:

@@ -9,10 +9,10 @@ from niseg_gpu.pipeline.run import versions
 from niseg_gpu.pipeline.steps import OPS
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return devices, versions and the choice per step, ready for JSON."""
+def describe_machine(*, kernels: str = "library") -> dict[str, Any]:
+    """Return devices, versions and the choice per step, ready for JSON; `kernels` as `select` takes it."""
     missing = why_no_gpu()
-    twin, reason = select("auto")
+    twin, reason = select("auto", kernels=kernels)
     rest = twin.uses["everything else"]
     return {
         "devices": {"cpu": CPU.describe(), "gpu": GPU.describe() if not missing else None},

@@ -17,20 +17,23 @@ from niseg_gpu.pipeline.steps import OPS
 
 @cache
 def parameters_of(step: str) -> type[BaseModel]:
-    """Return the model of a step's parameters: the keyword-only arguments of its `fit`, else of its `apply`."""
+    """Return the model of a step's parameters: the keyword-only arguments of its `fit`, else of its `apply`.
+
+    A `fit` with ``**`` passes on those of `apply` that it doesn't name itself.
+    """
     op = OPS[step]
     function = op.fit or op.apply
     assert function is not None
-    return model_of(function, name=step)
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    return model_of(*([op.apply] if passes_on and op.apply else []), function, name=step)
 
 
-def model_of(function: Callable[..., Any], *, name: str) -> type[BaseModel]:
-    """Return the model of a function's keyword-only arguments."""
-    hints = get_type_hints(function, include_extras=True)
-    texts = described(function)
+def model_of(*functions: Callable[..., Any], name: str) -> type[BaseModel]:
+    """Return the model of functions' keyword-only arguments; of one that several have, the last one's."""
     fields: dict[str, Any] = {}
-    for key, p in inspect.signature(function).parameters.items():
-        if p.kind is p.KEYWORD_ONLY:
+    for function in functions:
+        hints, texts = get_type_hints(function, include_extras=True), described(function)
+        for key, p in keywords_of(function).items():
             default = ... if p.default is p.empty else p.default
             fields[key] = (hints[key], Field(default, description=texts.get(key, "")))
     return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
@@ -75,8 +78,23 @@ def add_keywords(parser: ArgumentParser, function: Callable[..., Any]) -> None:
             parser.add_argument(flag, action=BooleanOptionalAction, default=True, help=shown)
         else:
             kind = type(p.default) if isinstance(p.default, int | float) else numbers.get(p.annotation, str)
+            if isinstance(p.default, tuple):
+                kind, shown = _read_numbers, f"{text} (default: {','.join(map(str, p.default))})"
+            elif "Sequence[int]" in str(p.annotation):
+                kind = _read_counts
             text = text if p.default is None else shown
             parser.add_argument(flag, type=kind, default=p.default, metavar="VALUE", help=text)
+
+
+def _read_numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def _read_counts(text: str) -> int | list[int]:
+    """A whole number, or several with commas between."""
+    counts = [int(part) for part in text.split(",")]
+    return counts if len(counts) > 1 else counts[0]
 
 
 def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel:

@@ -22,6 +22,7 @@ from niseg_gpu.pipeline.clusters import cluster, write_clusters
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
 from niseg_gpu.pipeline.inputs import Inputs, open_inputs
 from niseg_gpu.pipeline.parse import Pipeline, Step
+from niseg_gpu.pipeline.planes import PlaneSamples
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.results import check_folder, staged_folder, write_array, write_json
 from niseg_gpu.pipeline.sinks import HostTarget, SumTarget
@@ -31,7 +32,10 @@ from niseg_gpu.stack import UNITS, StackInfo
 if TYPE_CHECKING:
     import xarray as xr
 
-PACKAGES = ("numpy", "dask", "xarray", "zarr", "astropy", "scipy", "scikit-learn", "numba", "cupy", "cucim", "cuml")
+PACKAGES = (
+    *("numpy", "dask", "xarray", "zarr", "astropy", "scipy", "scikit-learn", "numba", "jax", "flax"),
+    *("cupy", "cucim", "cuml"),
+)
 
 WALL = "all blocks, by the clock on the wall"
 
@@ -65,10 +69,11 @@ class Session:
         ends = [s for s in self.pipeline.steps if OPS[s.name].apply is None]
         return ends[0] if ends else None
 
-    def apply(self) -> Applied:
+    def apply(self, *, samples: PlaneSamples | None = None) -> Applied:
         """Apply the block-wise steps to the inputs, in blocks that the last step can use."""
         whole = OPS[self.last_step.name].whole if self.last_step else frozenset()
-        return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, **self.inputs.references)
+        references = self.inputs.references
+        return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, samples=samples, **references)
 
 
 def open_session(pipeline: Pipeline) -> Session:
@@ -152,7 +157,8 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     import zarr
 
     with dask.config.set(scheduler="threads", num_workers=session.workers):
-        applied = session.apply()
+        samples = PlaneSamples(session.engine.backend)
+        applied = session.apply(samples=samples)
         group = zarr.create_group(folder / "result.zarr", attributes={"quantity": StackInfo.of(applied.image).quantity})
         table, sums = store_blocks(session, applied, group, quiet=quiet)
     _write_coords(group, applied.image)
@@ -162,6 +168,8 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     if "spots" in sums:
         write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
         warn_of_many_spots(session, sums["spots"])
+    with session.clock.timing("report", 0):
+        samples.write(group)
     results: dict[str, Any] = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in group.arrays()}
     if table is not None:
         found = cluster(session, table)
@@ -214,12 +222,12 @@ def store_blocks(
 
 
 def warn_of_many_spots(session: Session, spots: SumTarget) -> None:
-    """Say so where more than a tenth of all values were taken for spots: then the threshold is too low."""
+    """Say so where more than a tenth of all values were taken for spots: then whatever tells them is off."""
     percent = 100 * float(spots.total.sum(dtype=np.int64)) / (spots.total.size * spots.frames)
     if percent > 10:
-        session.clock.add_findings(
-            "warning", {"% of all values were replaced as spots: the threshold is too low": percent}
-        )
+        first = next(step.name for step in session.pipeline.steps if OPS[step.name].mask)
+        cause = "the threshold is too low" if first == "remove_spots" else "the model suits other images"
+        session.clock.add_findings("warning", {f"% of all values were taken for spots: {cause}": percent})
 
 
 def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> PixelTable:

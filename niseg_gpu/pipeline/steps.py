@@ -7,10 +7,15 @@ from typing import Any, NamedTuple
 
 from niseg_gpu import correct, knn, spots, tof
 from niseg_gpu.kmeans import step as kmeans
+from niseg_gpu.unet import segment
 
 
 def _no_halo(**_: Any) -> int:
     return 0
+
+
+def _no_grid(**_: Any) -> tuple[int, int]:
+    return 1, 1
 
 
 def _same(info: Any, **_: Any) -> Any:
@@ -25,17 +30,22 @@ class Op(NamedTuple):
     apply : callable or None
         ``(block, **state) -> block``, or ``(block, mask)`` where `mask` is true. None: the step ends the pipeline.
     fit : callable or None
-        ``(before, **parameters) -> state``. None: the parameters are the state.
+        ``(before, **parameters) -> state``. None: the parameters are the state. With ``**`` in its signature, the
+        keywords of `apply` are parameters too.
     check : callable or None
         ``(before, **parameters)``; raises what can be known without reading data. None: `fit` reads none and does it.
     describe : callable
         ``(info, **state) -> info``: axes, dtype and quantity afterwards.
     halo : callable
         ``(**state) -> pixels`` in y and x that a block must see beyond its border, or a pair: frames, pixels.
+    grid : callable
+        ``(**state) -> (frames, pixels)``: multiples along the first axis, and in y and x, that blocks start at.
     whole : frozenset of str
         Axes that a block may not split; a stack without them has no use for the step.
     mask : bool
         Whether `apply` also gives a mask.
+    plane : callable or None
+        ``(**state) -> Plane`` in which it tells spots, for the report's picture, or None where there is none.
     """
 
     apply: Callable[..., Any] | None
@@ -43,8 +53,10 @@ class Op(NamedTuple):
     check: Callable[..., None] | None = None
     describe: Callable[..., Any] = _same
     halo: Callable[..., int | tuple[int, int]] = _no_halo
+    grid: Callable[..., tuple[int, int]] = _no_grid
     whole: frozenset[str] = frozenset()
     mask: bool = False
+    plane: Callable[..., Any] | None = None
 
 
 TOF = frozenset({"tof"})
@@ -59,8 +71,28 @@ OPS: dict[str, Op] = {
     "assign_wavelength": Op(tof.assign_wavelength, describe=tof.describe_assign_wavelength),
     "select_tof": Op(tof.select_tof, fit=tof.fit_select_tof, describe=tof.describe_select_tof, whole=TOF),
     "rebin_tof": Op(tof.rebin_tof, fit=tof.fit_rebin_tof, describe=tof.describe_rebin_tof, whole=TOF),
-    "remove_spots": Op(spots.remove_spots, check=spots.check_remove_spots, halo=spots.halo_remove_spots, mask=True),
-    "detect_spots": Op(knn.detect_spots, fit=knn.fit_detect_spots, halo=knn.halo_detect_spots, mask=True),
+    "remove_spots": Op(
+        spots.remove_spots,
+        fit=spots.fit_remove_spots,
+        check=spots.check_remove_spots,
+        halo=spots.halo_remove_spots,
+        mask=True,
+        plane=spots.plane_remove_spots,
+    ),
+    "detect_spots": Op(
+        knn.detect_spots,
+        fit=knn.fit_detect_spots,
+        halo=knn.halo_detect_spots,
+        mask=True,
+        plane=knn.plane_detect_spots,
+    ),
+    "segment_unet": Op(
+        segment.segment_unet,
+        fit=segment.fit_segment_unet,
+        describe=segment.describe_segment_unet,
+        halo=segment.halo_segment_unet,
+        grid=segment.grid_segment_unet,
+    ),
     "normalize": Op(
         correct.normalize, fit=correct.fit_normalize, check=correct.check_normalize, describe=correct.describe_normalize
     ),

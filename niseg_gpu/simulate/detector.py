@@ -1,4 +1,4 @@
-"""How an MCP detector counts: Poisson noise, pixels blind after a hit, spots, dead pixels."""
+"""How an MCP detector counts: Poisson noise, dark counts, pixels blind after a hit, spots, dead pixels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from niseg_gpu.simulate.mcp_files import INT16_MAX, write_frame
+from niseg_gpu.simulate.streams import make_key, start_rng
 from niseg_gpu.simulate.timing import Timing
+from niseg_gpu.simulate.transmission import Matter
 
-# From this mean on Poisson numbers are drawn from a normal one with the skewness put back; see draw_poisson.
-NORMAL_FROM = 30.0
+# Branches of an acquisition's random numbers, see `niseg_gpu.simulate.streams`.
+TRIGGER_BRANCH, COUNT_BRANCH, SPOT_BRANCH = range(3)
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,8 @@ class Exposure:
         Neutrons per trigger and bin that reach a pixel where ``profile`` is 1.
     profile : (Y, X) ndarray of float32
         Beam profile; 0 where the detector is dead.
-    transmission : (N, K) ndarray of float32 or None
-        Transmission of each sort of pixel; None without a sample.
-    pixel_sort : (Y, X) ndarray of int or None
-        Column of ``transmission`` that holds for the pixel.
+    matter : Matter or None
+        What stands in the beam.
     """
 
     folder: Path
@@ -45,8 +45,29 @@ class Exposure:
     n_triggers: tuple[int, ...]
     rate: np.ndarray
     profile: np.ndarray
-    transmission: np.ndarray | None
-    pixel_sort: np.ndarray | None
+    matter: Matter | None
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What a detector adds and takes away.
+
+    Attributes
+    ----------
+    overlap : bool
+        Whether a pixel hit in a trigger is blind until the window ends.
+    dark_counts : float
+        Mean dark counts of a pixel in a bin of a full acquisition without overlap.
+    spots : float
+        Expected fraction of the pixels that a spot strikes in each bin.
+    spot_counts : (float, float)
+        Counts of the faintest and the brightest spot; between them the number of spots falls as 1/amplitude².
+    """
+
+    overlap: bool
+    dark_counts: float
+    spots: float
+    spot_counts: tuple[float, float]
 
 
 @dataclass
@@ -58,58 +79,13 @@ class WindowCounts:
     n_clipped: int = 0
 
 
-def draw_poisson(mean: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
-    """Draw Poisson counts, about four times as fast as NumPy where the mean is large.
-
-    Below a mean of 30 NumPy's exact Poisson is used. Above it a normal number z gives
-    ``floor(m + sqrt(m - 5/36) z + (z² - 1)/6 + 1/2)``, the first two terms of the Cornish-Fisher expansion: mean and
-    variance are exactly m, and the largest error of the distribution function is below 0.0005.
-
-    Parameters
-    ----------
-    mean : ndarray of float32
-        Expected counts, not negative.
-    rng : numpy.random.Generator
-        Source of random numbers.
-
-    Returns
-    -------
-    ndarray of float32
-        Whole numbers, shaped as the mean.
-    """
-    few = mean < NORMAL_FROM
-    if few.all():
-        return rng.poisson(mean).astype(np.float32)
-    z = rng.standard_normal(mean.shape, dtype=np.float32)
-    counts = np.sqrt(np.maximum(mean, np.float32(1.0)) - np.float32(5 / 36))
-    counts *= z
-    counts += mean
-    z *= z
-    z -= np.float32(1.0)
-    z *= np.float32(1 / 6)
-    counts += z
-    counts += np.float32(0.5)
-    np.floor(counts, out=counts)
-    counts[few] = rng.poisson(mean[few])
-    return counts
-
-
-def expose_window(
-    exposure: Exposure,
-    window: int,
-    *,
-    seed: int,
-    overlap: bool,
-    spots: float,
-    spot_counts: tuple[float, float],
-    stop: threading.Event,
-) -> WindowCounts:
+def expose_window(exposure: Exposure, window: int, *, seed: int, faults: Faults, stop: threading.Event) -> WindowCounts:
     """Simulate one shutter window bin by bin and write its frames.
 
-    A pixel hit once in a trigger is blind until the window closes. So of the neutrons that reach it in a bin it
-    expects to count the fraction ``1 - P``, with P its counts since the window opened per trigger; dividing by that is
-    the standard correction (doi:10.1088/1748-0221/9/05/C05026). Hits within one and the same bin count in full.
-    A spot counts as hits, too.
+    A pixel hit once in a trigger is blind until the window closes. With P its counts since the window opened per
+    trigger, the fraction ``1 - P`` of the triggers finds it awake, and of these ``1 - exp(-m)`` hit it in a bin where m
+    neutrons a trigger reach it. Dividing by ``1 - P`` is the standard correction (doi:10.1088/1748-0221/9/05/C05026),
+    good to m / 2. Dark counts and spots count as hits, too.
 
     Parameters
     ----------
@@ -119,44 +95,52 @@ def expose_window(
         Which shutter window.
     seed : int
         With the exposure's stream and the bin's number it fixes the random numbers of each bin.
-    overlap : bool
-        Whether hit pixels are blind.
-    spots : float
-        Expected fraction of the pixels that a spot strikes in each bin.
-    spot_counts : (float, float)
-        Counts of the faintest and the brightest spot; between them the number of spots falls as 1/amplitude².
+    faults : Faults
+        What the detector adds and takes away.
     stop : threading.Event
         Set from outside to give up early.
     """
+    from niseg_gpu.simulate.counting import count_bin
+    from niseg_gpu.simulate.noise import BLOCK, pad_blocks
+
     timing, n_triggers = exposure.timing, exposure.n_triggers[window]
-    hits = np.zeros(exposure.profile.shape, np.float32)
+    shape, n_pixels = exposure.profile.shape, exposure.profile.size
+    profile = pad_blocks(exposure.profile, np.float32)
+    sort = pad_blocks(exposure.matter.sort if exposure.matter else np.zeros(shape), np.int32)
+    hits, frame = np.zeros(len(profile), np.float32), np.zeros(len(profile), np.uint16)
+    key = make_key(seed, exposure.stream, COUNT_BRANCH)
+    dark = np.float32(faults.dark_counts / n_triggers)
+    first, stop_bin = timing.window_bins[window]
+    rng = start_rng(seed, exposure.stream, SPOT_BRANCH, window)
+    spots = _draw_spots(stop_bin - first, profile[:n_pixels], faults=faults, rng=rng)
     result = WindowCounts()
-    for i in range(*timing.window_bins[window]):
+    for i in range(first, stop_bin):
         if stop.is_set():
             break
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(exposure.stream, 1, i))))
-        mean = exposure.profile * np.float32(exposure.rate[i] * n_triggers)
-        if exposure.transmission is not None:
-            mean *= exposure.transmission[i][exposure.pixel_sort]
-        if overlap:
-            mean *= np.float32(1.0) - hits / np.float32(n_triggers)
-        counts = draw_poisson(mean, rng=rng)
-        free = n_triggers - hits if overlap else None  # a pixel can't count more often than it is triggered
-        if overlap:
-            np.minimum(counts, free, out=counts)
-        spot = _add_spots(counts, alive=exposure.profile > 0, free=free, spots=spots, spot_counts=spot_counts, rng=rng)
-        result.spots.append(np.column_stack([np.full(len(spot), i), spot]))
-        if overlap:
-            hits += counts
-        over = int(np.count_nonzero(counts > INT16_MAX))
-        if over:
-            result.n_clipped += over
-            np.minimum(counts, np.float32(INT16_MAX), out=counts)
-        frame = counts.astype(">i2")
-        result.n_counts.append(int(counts.sum(dtype=np.float64)))
+        passing = exposure.matter.transmit(i) if exposure.matter else np.ones(1)
+        n_counts, n_clipped = count_bin(
+            profile,
+            sort,
+            (exposure.rate[i] * passing).astype(np.float32),
+            dark,
+            np.float32(n_triggers),
+            faults.overlap,
+            hits,
+            frame,
+            0,
+            len(profile) // BLOCK,
+            *key,
+            np.uint32(i),
+        )
+        counts = frame[:n_pixels].view(">i2")
+        place, amplitude = spots[i - first]
+        added = _add_spots(counts, hits, place, amplitude, n_triggers=n_triggers, overlap=faults.overlap)
+        result.spots.append(np.column_stack([np.full(len(place), i), *np.divmod(place, shape[1]), added]))
+        result.n_clipped += n_clipped + int(np.count_nonzero((added < amplitude) & (counts[place] == INT16_MAX)))
+        result.n_counts.append(int(n_counts + added.sum()))
         write_frame(
             exposure.folder / f"run_{i:05d}.fits",
-            frame,
+            counts.reshape(shape),
             tof_s=timing.tof_s[i],
             bin_width_s=timing.bin_width_s,
             n_counts=result.n_counts[-1],
@@ -165,24 +149,31 @@ def expose_window(
     return result
 
 
-def _add_spots(
-    counts: np.ndarray,
-    *,
-    alive: np.ndarray,
-    free: np.ndarray | None,
-    spots: float,
-    spot_counts: tuple[float, float],
-    rng,
-) -> np.ndarray:
-    """Add spots in place; return (y, x, counts added) of each, rows sorted by place."""
-    n_spots = rng.poisson(spots * counts.size)
-    place = np.unique(rng.integers(0, counts.size, n_spots))
-    place = place[alive.ravel()[place]]
+def _draw_spots(
+    n_bins: int, profile: np.ndarray, *, faults: Faults, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw the spots of a window: for each bin their pixels, none twice and none dead, and their counts."""
+    n_spots = rng.poisson(faults.spots * profile.size * n_bins)
+    i, place = np.divmod(np.unique(rng.integers(0, n_bins * profile.size, n_spots)), profile.size)
+    alive = profile[place] > 0
+    i, place = i[alive], place[alive]
     # Inverse of the distribution function of 1/amplitude² between the faintest and the brightest.
-    faintest, brightest = spot_counts
-    amplitude = np.floor(faintest / (1.0 - rng.random(len(place)) * (1.0 - faintest / brightest)))
-    y, x = np.unravel_index(place, counts.shape)
-    before = counts[y, x]
-    after = before + amplitude.astype(np.float32)
-    counts[y, x] = after if free is None else np.minimum(after, free[y, x])
-    return np.column_stack([y, x, (counts[y, x] - before)]).astype(np.int64)
+    faintest, brightest = faults.spot_counts
+    amplitude = np.floor(faintest / (1.0 - rng.random(len(place)) * (1.0 - faintest / brightest))).astype(np.int64)
+    ends = np.searchsorted(i, np.arange(1, n_bins))
+    return list(zip(np.split(place, ends), np.split(amplitude, ends), strict=True))
+
+
+def _add_spots(
+    counts: np.ndarray, hits: np.ndarray, place: np.ndarray, amplitude: np.ndarray, *, n_triggers: int, overlap: bool
+) -> np.ndarray:
+    """Add spots in place to counts and hits of a flat frame; return what each pixel got."""
+    room = INT16_MAX - counts[place].astype(np.int64)
+    if overlap:
+        # A pixel can't count more often than it is triggered.
+        room = np.minimum(room, n_triggers - hits[place].astype(np.int64))
+    added = np.minimum(amplitude, room)
+    counts[place] += added.astype(np.int16)
+    if overlap:
+        hits[place] += added
+    return added

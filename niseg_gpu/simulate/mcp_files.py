@@ -45,9 +45,10 @@ def write_frame(
         + _format_card("N_TRIGS", str(n_triggers), "number of triggers acquired")
         + "END".ljust(80)
     )
-    data = counts.astype(">i2").tobytes()
-    padding = bytes(-len(data) % FITS_BLOCK)
-    path.write_bytes(header.ljust(FITS_BLOCK).encode("ascii") + data + padding)
+    data = np.ascontiguousarray(counts, dtype=">i2")
+    with path.open("wb") as file:
+        for part in (header.ljust(FITS_BLOCK).encode("ascii"), data.data.cast("B"), bytes(-data.nbytes % FITS_BLOCK)):
+            file.write(part)
 
 
 def write_spectra(path: Path, *, tof_s: Sequence[float], n_counts: Sequence[int]) -> None:

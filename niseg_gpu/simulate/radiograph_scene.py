@@ -53,12 +53,17 @@ def _add_sphere(attenuation: np.ndarray, centre: tuple[float, float], radius: fl
 
 
 def _add_rod(attenuation: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float, strength: float) -> None:
-    """Add a straight round rod with round ends, a band of rows at a time to save memory."""
+    """Add a straight round rod with round ends, a few rows at a time and within the columns that it crosses there."""
     along = end - start
     length2 = max(float(along @ along), 1.0)
-    for top in range(0, len(attenuation), 64):
-        y = np.arange(top, min(top + 64, len(attenuation)))[:, None] + 0.5 - start[0]
-        x = np.arange(attenuation.shape[1])[None, :] + 0.5 - start[1]
+    top, bottom = sorted((start[0], end[0]))
+    for first in range(max(int(top - radius), 0), min(int(bottom + radius) + 1, len(attenuation)), 16):
+        rows = slice(first, min(first + 16, len(attenuation)))
+        shares = np.clip((np.array([first, first + 16]) + (-radius, radius) - start[0]) / (along[0] or 1e-9), 0.0, 1.0)
+        left, right = sorted(start[1] + shares * along[1])
+        columns = slice(max(int(left - radius) - 1, 0), max(int(right + radius) + 2, 0))
+        y = np.arange(rows.start, rows.stop)[:, None] + 0.5 - start[0]
+        x = np.arange(attenuation.shape[1])[None, columns] + 0.5 - start[1]
         share = np.clip((y * along[0] + x * along[1]) / length2, 0.0, 1.0)
         distance2 = (y - share * along[0]) ** 2 + (x - share * along[1]) ** 2
-        attenuation[top : top + 64] += strength * np.sqrt(np.maximum(1.0 - distance2 / radius**2, 0.0))
+        attenuation[rows, columns] += strength * np.sqrt(np.maximum(1.0 - distance2 / radius**2, 0.0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from niseg_gpu.errors import UserError, suggest
 EDGE_BLUR_PIXELS = 0.7
 
 SMALLEST_SIDE = 32
+WEDGE_STEPS = 8
+THICKNESS_STEPS = 256
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,6 @@ def build_blocks(*, height: int, width: int, thickness_cm: float = 1.0) -> Scene
     thickness_cm : float, optional
         Thickness of blocks and spacers along the beam.
     """
-    if min(height, width) < SMALLEST_SIDE:
-        raise UserError(
-            f"scene 'blocks' needs at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {height} x {width}"
-        )
     top, bottom, left, right = 0.14 * height, 0.86 * height, 0.09 * width, 0.91 * width
     spacer = 0.05 * width
     block_height = (bottom - top - spacer) / 2
@@ -74,21 +73,98 @@ def build_blocks(*, height: int, width: int, thickness_cm: float = 1.0) -> Scene
         for row, order in enumerate(((0, 1, 1), (1, 0, 0))):
             y = top + row * (block_height + spacer)
             steels[order[column]] += _cover(y, y + block_height, height)[:, None] * _cover(x, x + block_width, width)
-    cover = np.clip(np.stack([*steels, plates - steels.sum(axis=0)]), 0.0, 1.0)
-    labels = np.where(cover.sum(axis=0) < 0.5, 0, 1 + cover.argmax(axis=0)).astype(np.uint8)
-    # Far tails of the blur mean nothing; without them most pixels of a region are exactly alike.
-    cover[cover < 1e-4] = 0.0
-    return Scene(("alpha_iron", "austenitic_steel", "aluminium"), labels, (cover * thickness_cm).astype(np.float32))
+    cover = np.stack([*steels, plates - steels.sum(axis=0)])
+    return fill_scene(("alpha_iron", "austenitic_steel", "aluminium"), cover, thickness_cm=thickness_cm)
 
 
-SCENES: Mapping[str, Callable[..., Scene]] = {"blocks": build_blocks}
+def build_wedge(*, height: int, width: int, thickness_cm: float = 1.0) -> Scene:
+    """Return a step wedge of alpha iron: eight steps from an eighth of the thickness, on the left, to all of it."""
+    steps = np.zeros(width)
+    for step in range(WEDGE_STEPS):
+        steps += _cover((0.1 + 0.8 * step / WEDGE_STEPS) * width, 0.9 * width, width) / WEDGE_STEPS
+    rows = _cover(0.15 * height, 0.85 * height, height)[:, None]
+    footprint = rows * _cover(0.1 * width, 0.9 * width, width)
+    return fill_scene(("alpha_iron",), (rows * steps)[None], thickness_cm=thickness_cm, footprint=footprint)
 
 
-def build_scene(name: str, *, height: int, width: int) -> Scene:
-    """Return the built-in scene of that name; `UserError` where there is none."""
+def build_mixture(*, height: int, width: int, thickness_cm: float = 1.0) -> Scene:
+    """Return a plate that turns from alpha iron, on the left, into austenitic steel, as strain and heat do to steels.
+
+    A pixel's label is the phase that is more than half of it.
+    """
+    share = np.clip(((np.arange(width) + 0.5) / width - 0.25) / 0.5, 0.0, 1.0)
+    plate = _cover(0.15 * height, 0.85 * height, height)[:, None] * _cover(0.1 * width, 0.9 * width, width)
+    return fill_scene(
+        ("alpha_iron", "austenitic_steel"), np.stack([plate * (1 - share), plate * share]), thickness_cm=thickness_cm
+    )
+
+
+SCENES: Mapping[str, Callable[..., Scene]] = {"blocks": build_blocks, "wedge": build_wedge, "mixture": build_mixture}
+
+
+def build_scene(name: str, *, height: int, width: int, thickness_cm: float = 1.0, materials: str = "") -> Scene:
+    """Return the built-in scene of that name, or one from a plan in a file.
+
+    Parameters
+    ----------
+    name : str
+        A key of `SCENES`, or a file whose name has an ending.
+    height, width : int
+        Pixels, at least 32; a plan brings its own.
+    thickness_cm : float, optional
+        Of the thickest part along the beam.
+    materials : str, optional
+        For a plan: names with commas, one for each of its values but 0, in rising order.
+
+    Raises
+    ------
+    UserError
+        An unknown name, too few pixels, or materials that do not fit the plan.
+    """
+    if Path(name).suffix or Path(name).exists():
+        return read_plan(
+            name, materials=[part.strip() for part in materials.split(",") if part], thickness_cm=thickness_cm
+        )
     if name not in SCENES:
-        raise UserError(f"unknown scene {name!r}{suggest(name, SCENES)}")
-    return SCENES[name](height=height, width=width)
+        raise UserError(f"unknown scene {name!r}{suggest(name, SCENES)}; or give the file of a plan")
+    if materials:
+        raise UserError(f"materials={materials!r} goes with a plan in a file, scene {name!r} has its own; leave it out")
+    if min(height, width) < SMALLEST_SIDE:
+        raise UserError(
+            f"scene {name!r} needs at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {height} x {width}"
+        )
+    return SCENES[name](height=height, width=width, thickness_cm=thickness_cm)
+
+
+def read_plan(path: str | Path, *, materials: Sequence[str], thickness_cm: float = 1.0) -> Scene:
+    """Return a scene from an image of labels: 0 is the void, each other value a material, all equally thick."""
+    from niseg_gpu.io.open import open_stack
+
+    plan = np.squeeze(np.asarray(open_stack(str(path)).data))
+    if plan.ndim != 2 or plan.dtype.kind not in "biu":
+        raise UserError(f"plan '{path}' is {plan.shape} of {plan.dtype}; give one grey image of whole numbers")
+    values = [value for value in np.unique(plan).tolist() if value]
+    if len(values) != len(materials):
+        listed = ", ".join(map(str, values[:10]))
+        raise UserError(
+            f"plan '{path}' has {len(values)} values other than 0 ({listed}), but materials names {len(materials)}; "
+            "name one material for each value"
+        )
+    return fill_scene(tuple(materials), np.stack([_blur(plan == value) for value in values]), thickness_cm=thickness_cm)
+
+
+def fill_scene(
+    materials: tuple[str, ...], cover: np.ndarray, *, thickness_cm: float, footprint: np.ndarray | None = None
+) -> Scene:
+    """Return the scene whose pixels hold each material to a share of the thickness, (M, Y, X) from 0 to 1.
+
+    A pixel belongs to the scene where `footprint`, by default all cover together, is half or more.
+    """
+    # In steps, so that there are few sorts of pixels; the rounded thickness is the true one.
+    cover = np.rint(np.clip(cover, 0.0, 1.0) * THICKNESS_STEPS) / THICKNESS_STEPS
+    inside = (cover.sum(axis=0) if footprint is None else footprint) >= 0.5
+    labels = np.where(inside, 1 + cover.argmax(axis=0), 0).astype(np.uint8)
+    return Scene(materials, labels, (cover * thickness_cm).astype(np.float32))
 
 
 def shape_beam(height: int, width: int) -> np.ndarray:
@@ -105,3 +181,14 @@ def _cover(start: float, stop: float, n_pixels: int) -> np.ndarray:
     scale = 1.0 / (np.sqrt(2.0) * EDGE_BLUR_PIXELS)
     centre = np.arange(n_pixels) + 0.5
     return 0.5 * (erf((centre - start) * scale) - erf((centre - stop) * scale))
+
+
+def _blur(mask: np.ndarray) -> np.ndarray:
+    """Return the share of each pixel that a mask covers once its edges are blurred."""
+    reach = 3
+    weight = _cover(reach, reach + 1, 2 * reach + 1)
+    padded = np.pad(mask.astype(np.float64), reach, mode="edge")
+    for axis in (0, 1):
+        n = mask.shape[axis]
+        padded = sum(w * padded.take(range(i, i + n), axis=axis) for i, w in enumerate(weight / weight.sum()))
+    return padded

@@ -8,9 +8,12 @@ import numpy as np
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
+from niseg_gpu.simulate.streams import start_rng
 
 # How often each footprint occurs: single pixels, blobs, clusters, tracks.
 SHARES = (0.42, 0.4, 0.08, 0.1)
+# Less than this is no part of a spot.
+LEAST_COUNTS = 0.1
 BLOB_REACH, LONGEST_CLUSTER, LONGEST_TRACK = 4, 8, 30
 
 
@@ -56,9 +59,10 @@ def draw_spots(
     places, counts = [], []
     for chosen, shape in zip(parts, (_draw_points, _draw_blobs, _draw_clusters, _draw_tracks), strict=True):
         y, x, weight = shape(centre[chosen], rng)
-        inside = (weight > 0) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        places.append((y * width + x)[inside])
-        counts.append((peak[chosen, None] * weight)[inside].astype(np.float32))
+        added = peak[chosen, None] * weight
+        kept = (added > LEAST_COUNTS) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        places.append((y * width + x)[kept])
+        counts.append(added[kept].astype(np.float32))
     return np.concatenate(places), np.concatenate(counts)
 
 
@@ -106,6 +110,27 @@ def extract_spots(dark: Any, *, size: int = 3, threshold: float) -> Any:
     return xp.where(excess > threshold, excess, xp.asarray(0, dtype=xp.float32))
 
 
+def measure_spots(path: str) -> np.ndarray:
+    """Return what the spots of the dark frames in a folder or file add, (N, Y, X) float32; see `extract_spots`.
+
+    The threshold is 5 times the scatter of ``dark - median``, robustly taken.
+    """
+    from niseg_gpu.io.open import open_stack
+
+    frames = np.asarray(open_stack(path).data)
+    if frames.ndim < 2 or frames.size == 0:
+        raise UserError(f"dark_frames '{path}' is of shape {frames.shape}; give images")
+    frames = frames.reshape(-1, *frames.shape[-2:])
+    residual = frames - backend_of(frames).median(frames, size=(1, 3, 3)).astype(np.float32)
+    scatter = 1.4826 * float(np.median(np.abs(residual[:: max(1, len(frames) // 8)])))
+    deposits = extract_spots(frames, threshold=5.0 * max(scatter, 0.5))
+    if not deposits.any():
+        raise UserError(
+            f"dark_frames '{path}' has no pixel {5 * scatter:g} above its neighbours; give frames with spots"
+        )
+    return deposits
+
+
 def add_spots(image: np.ndarray, deposits: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Add measured spots to an image: one frame of deposits, shifted round its edges and mirrored at random.
 
@@ -130,18 +155,22 @@ def add_spots(image: np.ndarray, deposits: np.ndarray, *, seed: int) -> tuple[np
             f"add_spots got an image {image.shape} and deposits {deposits.shape}; "
             "give (Y, X) and (Y, X) or (N, Y, X), none of them empty"
         )
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-    frame = deposits[int(rng.integers(len(deposits)))] if deposits.ndim == 3 else deposits
-    rows, columns = (
-        (int(rng.integers(period)) + int(rng.choice((-1, 1))) * np.arange(n)) % period
-        for n, period in zip(image.shape, frame.shape, strict=True)
-    )
-    placed = frame[np.ix_(rows, columns)].astype(np.float32)
+    placed = place_spots(deposits, image.shape, rng=start_rng(seed))
     total = image.astype(np.float64) + placed
     if image.dtype.kind in "iu":
         limits = np.iinfo(image.dtype)
         total = np.clip(np.rint(total), limits.min, limits.max)
     return total.astype(image.dtype), placed
+
+
+def place_spots(deposits: np.ndarray, shape: tuple[int, int], *, rng: np.random.Generator) -> np.ndarray:
+    """Return one frame of deposits, shifted round its edges and mirrored at random, (Y, X) float32 of that shape."""
+    frame = deposits[int(rng.integers(len(deposits)))] if deposits.ndim == 3 else deposits
+    rows, columns = (
+        (int(rng.integers(period)) + int(rng.choice((-1, 1))) * np.arange(n)) % period
+        for n, period in zip(shape, frame.shape, strict=True)
+    )
+    return frame[np.ix_(rows, columns)].astype(np.float32)
 
 
 def _draw_points(centre: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

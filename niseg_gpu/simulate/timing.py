@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from niseg_gpu.errors import UserError
-
-# h / m_n, CODATA 2018: wavelength in Å times speed in m/s.
-ANGSTROM_METRES_PER_SECOND = 3956.034
+from niseg_gpu.tof import PLANCK_OVER_NEUTRON_MASS, wavelength_of
 
 CLOCK_TICK_S = 1e-8
 
@@ -34,12 +32,15 @@ class Timing:
         Bins of each shutter window.
     flight_path_m : float
         From the source to the detector.
+    time_offset_s : float
+        Time of flight is this much longer than what the detector's clock says.
     """
 
     start_ticks: np.ndarray
     bin_ticks: int
     window_bins: tuple[tuple[int, int], ...]
     flight_path_m: float
+    time_offset_s: float
 
     @property
     def tof_s(self) -> np.ndarray:
@@ -54,7 +55,11 @@ class Timing:
     def wavelength_angstrom(self) -> np.ndarray:
         """Wavelength at the middle of each bin in Å."""
         middle_s = (self.start_ticks + 0.5 * self.bin_ticks) * CLOCK_TICK_S
-        return ANGSTROM_METRES_PER_SECOND * middle_s / self.flight_path_m
+        return wavelength_of(middle_s, flight_path_m=self.flight_path_m, time_offset_s=self.time_offset_s)
+
+    @property
+    def bin_width_angstrom(self) -> float:
+        return float(wavelength_of(np.float64(self.bin_width_s), flight_path_m=self.flight_path_m))
 
     @property
     def windows_s(self) -> list[tuple[float, float]]:
@@ -86,7 +91,12 @@ def compute_spectrum(wavelength_angstrom: np.ndarray, *, moderator_k: float = 80
 
 
 def plan_timing(
-    *, n_bins: int, shutters: int | Sequence[int], wavelength_range: tuple[float, float], flight_path_m: float
+    *,
+    n_bins: int,
+    shutters: int | Sequence[int],
+    wavelength_range: tuple[float, float],
+    flight_path_m: float,
+    time_offset_s: float = 0.0,
 ) -> Timing:
     """Spread the bins over a wavelength range, with a read-out gap between shutter windows.
 
@@ -101,8 +111,15 @@ def plan_timing(
         First and last wavelength in Å.
     flight_path_m : float
         From the source to the detector.
+    time_offset_s : float, optional
+        Added to the detector's time to get the time of flight: positive where neutrons start before the trigger.
     """
-    start_s, stop_s = (w * flight_path_m / ANGSTROM_METRES_PER_SECOND for w in wavelength_range)
+    start_s, stop_s = (w * flight_path_m / PLANCK_OVER_NEUTRON_MASS - time_offset_s for w in wavelength_range)
+    if start_s < 0:
+        raise UserError(
+            f"time_offset_s={time_offset_s:g} puts the first bin at {start_s:g} s, before the trigger; give less, or a "
+            "longer first wavelength or flight path"
+        )
     start, stop, gap = (round(t / CLOCK_TICK_S) for t in (start_s, stop_s, READOUT_S))
     sizes = _split_bins(n_bins, shutters, wavelength_range)
     bin_ticks = (stop - start - gap * (len(sizes) - 1)) // n_bins
@@ -114,7 +131,9 @@ def plan_timing(
     window = np.repeat(np.arange(len(sizes)), sizes)
     stops = np.cumsum(sizes).tolist()
     window_bins = tuple(zip([0, *stops[:-1]], stops, strict=True))
-    return Timing(start + np.arange(n_bins) * bin_ticks + window * gap, bin_ticks, window_bins, flight_path_m)
+    return Timing(
+        start + np.arange(n_bins) * bin_ticks + window * gap, bin_ticks, window_bins, flight_path_m, time_offset_s
+    )
 
 
 def _split_bins(n_bins: int, shutters: int | Sequence[int], wavelength_range: tuple[float, float]) -> list[int]:

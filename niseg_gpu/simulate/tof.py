@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.errors import UserError
-from niseg_gpu.simulate.bragg import SHORTEST_WAVELENGTH_ANGSTROM, compute_attenuation
-from niseg_gpu.simulate.detector import Exposure, WindowCounts, expose_window
+from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.simulate.bragg import LONGEST_WAVELENGTH_ANGSTROM, SHORTEST_WAVELENGTH_ANGSTROM
+from niseg_gpu.simulate.detector import TRIGGER_BRANCH, Exposure, Faults, WindowCounts, expose_window
 from niseg_gpu.simulate.folders import appear_when_whole
 from niseg_gpu.simulate.mcp_files import INT16_MAX, write_shutter_count, write_shutter_times, write_spectra
 from niseg_gpu.simulate.scenes import Scene, build_scene, shape_beam
+from niseg_gpu.simulate.streams import check_limits, start_rng
+from niseg_gpu.simulate.texture import Texture, read_textures
 from niseg_gpu.simulate.timing import Timing, compute_spectrum, plan_timing
+from niseg_gpu.simulate.transmission import prepare_matter
 
 SAMPLE_STREAM, OPEN_BEAM_STREAM, DEAD_PIXEL_STREAM = 0, 1, 2
 
@@ -32,12 +35,18 @@ def simulate_tof(
     height: int = 256,
     width: int = 256,
     scene: str | Scene = "blocks",
+    materials: str = "",
+    thickness_cm: float = 1.0,
+    texture: str = "",
     flight_path_m: float = 10.0,
+    time_offset_s: float = 0.0,
     wavelength_range: tuple[float, float] = (1.3, 5.5),
+    resolution: float = 0.005,
     shutters: int | Sequence[int] = 3,
     n_triggers: int = 60_000,
     occupancy: float = 0.4,
     overlap: bool = True,
+    dark_counts: float = 0.02,
     spots: float = 1e-4,
     dead_pixels: int = 10,
     chip_gap_pixels: int = 0,
@@ -48,7 +57,7 @@ def simulate_tof(
 
     ``out/sample`` and ``out/open_beam`` hold ``run_00000.fits`` and so on (big-endian int16), ``run_Spectra.txt``,
     ``run_ShutterCount.txt`` and ``run_ShutterTimes.txt``. ``out/truth`` holds ``labels.tif`` (uint8),
-    ``thickness_cm.tif`` (float32, all materials together), ``dead.tif`` (uint8), ``materials.json`` (names of the
+    ``thickness_cm.tif`` (float32, a page for each material), ``dead.tif`` (uint8), ``materials.json`` (names of the
     labels), ``spots.npz`` and ``open_beam_spots.npz`` (``bin``, ``y``, ``x``, ``amplitude`` in counts) and
     ``simulation.json`` (parameters and totals). The same arguments give the same bytes, whatever the workers.
 
@@ -61,15 +70,28 @@ def simulate_tof(
     n_bins : int, optional
         ToF bins.
     height, width : int, optional
-        Pixels; a `Scene` brings its own.
-    scene : {"blocks"} or Scene, optional
-        What stands in the beam.
+        Pixels; a plan or a `Scene` brings its own.
+    scene : str or Scene, optional
+        What stands in the beam: blocks, wedge, mixture, or the file of a plan (a grey image of labels, 0: void)
+    materials : str, optional
+        For a plan: alpha_iron, gamma_iron, austenitic_steel, nickel, aluminium, copper, zirconium; names with commas,
+        one for each of its values but 0, in rising order
+    thickness_cm : float, optional
+        Of the thickest part along the beam; a `Scene` brings its own.
+    texture : str, optional
+        Preferred orientation along the beam (March-Dollase), MATERIAL:HKL:RATIO with commas, such as
+        alpha_iron:110:0.7; a ratio below 1 gathers these planes' normals along the beam
     flight_path_m : float, optional
         From the source to the detector.
+    time_offset_s : float, optional
+        Added to the detector's time to get the time of flight.
     wavelength_range : (float, float), optional
-        First and last wavelength in Å. With the default range and windows no strong edge of steel falls into a gap.
+        First and last wavelength in Å, with a comma between. With the default range and windows no strong edge of
+        steel falls into a gap.
+    resolution : float, optional
+        Full width at half maximum of the wavelengths that arrive at one time, relative to their mean.
     shutters : int or sequence of int, optional
-        Number of shutter windows, or the bins of each.
+        Number of shutter windows, or the bins of each with commas between.
     n_triggers : int, optional
         Source pulses, about; each window differs by a few percent.
     occupancy : float, optional
@@ -77,6 +99,8 @@ def simulate_tof(
         with n_triggers it sets the counts.
     overlap : bool, optional
         Whether a pixel hit in a trigger is blind until the window ends.
+    dark_counts : float, optional
+        Mean dark counts of a pixel in a bin.
     spots : float, optional
         Expected fraction of the pixels struck by a spot in each bin.
     dead_pixels : int, optional
@@ -99,30 +123,31 @@ def simulate_tof(
         Where ``out`` exists or can't be written, or an argument is out of range.
     """
     if not isinstance(scene, Scene):
-        scene = build_scene(scene, height=height, width=width)
+        scene = build_scene(scene, height=height, width=width, thickness_cm=thickness_cm, materials=materials)
     _check_arguments(locals())
     height, width = scene.labels.shape
     timing = plan_timing(
-        n_bins=n_bins, shutters=shutters, wavelength_range=wavelength_range, flight_path_m=flight_path_m
+        n_bins=n_bins,
+        shutters=shutters,
+        wavelength_range=wavelength_range,
+        flight_path_m=flight_path_m,
+        time_offset_s=time_offset_s,
     )
     rate = _compute_rate(timing, occupancy=occupancy)
     spot_counts = _choose_spot_counts(float(rate.max()) * n_triggers)
     dead = _place_dead(height, width, seed=seed, dead_pixels=dead_pixels, chip_gap_pixels=chip_gap_pixels)
     profile = np.where(dead, np.float32(0), shape_beam(height, width))
-    transmission, pixel_sort = _compute_transmission(scene, timing.wavelength_angstrom)
+    matter = prepare_matter(scene, timing, resolution=resolution, textures=_find_textures(texture, scene))
+    faults = Faults(overlap, dark_counts, spots, spot_counts)
 
     with appear_when_whole(Path(out)) as folder:
-        beams = {"sample": (SAMPLE_STREAM, transmission, pixel_sort)}
-        if open_beam:
-            beams["open_beam"] = (OPEN_BEAM_STREAM, None, None)
+        beams = {"sample": (SAMPLE_STREAM, matter)} | ({"open_beam": (OPEN_BEAM_STREAM, None)} if open_beam else {})
         exposures = []
-        for name, (stream, *matter) in beams.items():
+        for name, (stream, stands) in beams.items():
             (folder / name).mkdir()
             triggers = _vary_triggers(n_triggers, len(timing.window_bins), seed=seed, stream=stream)
-            exposures.append(Exposure(folder / name, stream, timing, triggers, rate, profile, *matter))
-        results = _expose_all(
-            exposures, workers=workers, seed=seed, overlap=overlap, spots=spots, spot_counts=spot_counts
-        )
+            exposures.append(Exposure(folder / name, stream, timing, triggers, rate, profile, stands))
+        results = _expose_all(exposures, workers=workers, seed=seed, faults=faults)
         for exposure, windows in zip(exposures, results, strict=True):
             _write_run_files(exposure, windows)
         summary = {
@@ -130,8 +155,12 @@ def simulate_tof(
             "shape": [n_bins, height, width],
             "flight_path_m": flight_path_m,
             "wavelength_range_angstrom": list(wavelength_range),
+            "time_offset_s": time_offset_s,
+            "resolution": resolution,
             "occupancy": occupancy,
             "overlap": overlap,
+            "dark_counts": dark_counts,
+            "texture": texture,
             **_sum_up(exposures, results),
         }
         _write_truth(folder / "truth", scene, dead, exposures, results, summary)
@@ -143,7 +172,11 @@ def _check_arguments(given: dict[str, Any]) -> None:
     limits = {
         "seed": (0, math.inf),
         "n_bins": (1, 99_999),
+        "thickness_cm": (1e-4, 100),
         "flight_path_m": (0.1, 1000),
+        "time_offset_s": (-1, 1),
+        "resolution": (0, 0.2),
+        "dark_counts": (0, 1000),
         "n_triggers": (1, 10_000_000),  # counts stay whole numbers in float32
         "occupancy": (1e-6, 0.99),
         "spots": (0, 0.1),
@@ -151,15 +184,22 @@ def _check_arguments(given: dict[str, Any]) -> None:
         "chip_gap_pixels": (0, min(given["scene"].labels.shape)),
         "workers": (1, 1024),
     }
-    for name, (low, high) in limits.items():
-        if given[name] is not None and not low <= given[name] <= high:
-            raise UserError(f"{name}={given[name]!r} is out of range; give {low:g} to {high:g}")
-    first, last = given["wavelength_range"]
-    if not SHORTEST_WAVELENGTH_ANGSTROM <= first < last < math.inf:
+    check_limits(given, limits)
+    wanted = tuple(given["wavelength_range"])
+    low, high = SHORTEST_WAVELENGTH_ANGSTROM, LONGEST_WAVELENGTH_ANGSTROM
+    if len(wanted) != 2 or not low <= wanted[0] < wanted[1] <= high:
         raise UserError(
-            f"wavelength_range=({first:g}, {last:g}) Å is not a range; "
-            f"give two rising wavelengths from {SHORTEST_WAVELENGTH_ANGSTROM:g} Å"
+            f"wavelength_range=({', '.join(f'{w:g}' for w in wanted)}) Å is not a range; "
+            f"give two rising wavelengths from {low:g} to {high:g} Å"
         )
+
+
+def _find_textures(text: str, scene: Scene) -> dict[str, Texture]:
+    textures = read_textures(text)
+    for name in textures:
+        if name not in scene.materials:
+            raise UserError(f"texture names {name!r}, which is not in the scene{suggest(name, scene.materials)}")
+    return textures
 
 
 def _compute_rate(timing: Timing, *, occupancy: float) -> np.ndarray:
@@ -183,7 +223,7 @@ def _choose_spot_counts(max_counts: float) -> tuple[float, float]:
 
 
 def _place_dead(height: int, width: int, *, seed: int, dead_pixels: int, chip_gap_pixels: int) -> np.ndarray:
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(DEAD_PIXEL_STREAM,))))
+    rng = start_rng(seed, DEAD_PIXEL_STREAM)
     dead = np.zeros((height, width), bool)
     dead.ravel()[rng.choice(dead.size, dead_pixels, replace=False)] = True
     for axis, size in enumerate((height, width)):
@@ -194,25 +234,8 @@ def _place_dead(height: int, width: int, *, seed: int, dead_pixels: int, chip_ga
 
 def _vary_triggers(n_triggers: int, n_windows: int, *, seed: int, stream: int) -> tuple[int, ...]:
     """Return the triggers of each window; as in real runs they differ by a few percent and later ones have more."""
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, 0))))
+    rng = start_rng(seed, stream, TRIGGER_BRANCH)
     return tuple(np.sort(np.round(n_triggers * rng.uniform(0.97, 1.03, n_windows)).astype(int)).tolist())
-
-
-def _compute_transmission(scene: Scene, wavelength_angstrom: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return transmission by bin and sort of pixel, (N, K) float32, and the sort of each pixel, (Y, X).
-
-    Pixels with the same thicknesses are one sort. The exponential is taken in float64 for each sort only, which is
-    fast and, once rounded to float32, the same on every machine.
-    """
-    if not scene.materials:
-        return None, None
-    attenuation = np.stack([compute_attenuation(name, wavelength_angstrom) for name in scene.materials], axis=1)
-    columns = scene.thickness_cm.reshape(len(scene.materials), -1).T
-    sorts, pixel_sort = np.unique(columns, axis=0, return_inverse=True)
-    transmission = np.empty((len(wavelength_angstrom), len(sorts)), np.float32)
-    for i, row in enumerate(attenuation):
-        transmission[i] = np.exp(-(sorts.astype(np.float64) * row).sum(axis=1))
-    return transmission, pixel_sort.reshape(scene.labels.shape)
 
 
 def _expose_all(exposures: list[Exposure], *, workers: int | None, **options: Any) -> list[list[WindowCounts]]:
@@ -272,7 +295,8 @@ def _write_truth(
 
     folder.mkdir()
     tifffile.imwrite(folder / "labels.tif", scene.labels)
-    tifffile.imwrite(folder / "thickness_cm.tif", scene.thickness_cm.sum(axis=0, dtype=np.float32))
+    thickness = scene.thickness_cm if scene.materials else np.zeros((1, *scene.labels.shape), np.float32)
+    tifffile.imwrite(folder / "thickness_cm.tif", thickness, photometric="minisblack")
     tifffile.imwrite(folder / "dead.tif", dead.astype(np.uint8))
     names = {str(label): name for label, name in enumerate(("void", *scene.materials))}
     (folder / "materials.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,87 @@
+"""What a run keeps of the pixels on their way to the steps that look for spots, for the report's pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from niseg_gpu.pipeline.results import write_array
+from niseg_gpu.plane import Plane, sample_plane
+
+PIXELS = 1 << 20  # of each step in all: a sample, so that it costs next to nothing
+
+
+class Sampled(NamedTuple):
+    """The pixels of one step.
+
+    Attributes
+    ----------
+    step : str
+    plane : Plane
+    quantity : str
+        Of the stack as it comes to the step.
+    parts : list of (n, 2) float32 ndarray
+        On the host.
+    """
+
+    step: str
+    plane: Plane
+    quantity: str
+    parts: list[np.ndarray]
+
+
+class PlaneSamples:
+    """Samples blocks in the planes of a run's steps; several threads may bring theirs.
+
+    Parameters
+    ----------
+    backend : Cpu or Gpu
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.steps: dict[int, Sampled] = {}
+        self._pixels, self._lock = PIXELS, threading.Lock()
+
+    def prepare(self, stages: Sequence[Any], infos: Sequence[Any], *, n_blocks: int) -> None:
+        """Note which stages are to be sampled; `infos` tell of the stack before each."""
+        self._pixels = PIXELS // n_blocks
+        for i, (stage, info) in enumerate(zip(stages, infos, strict=False)):
+            plane = stage.op.plane(**stage.state) if stage.op.plane is not None else None
+            if plane is not None:
+                self.steps[i] = Sampled(stage.name, plane, info.quantity, [])
+
+    def take(self, stage: int, block: Any, *, inner: tuple[slice, ...]) -> None:
+        """Sample a block on its way to a stage of `steps`."""
+        sampled = self.steps[stage]
+        parts = sample_plane(block, sampled.plane, inner=inner, pixels=self._pixels)
+        with self._lock:
+            sampled.parts.extend(map(self.backend.to_host, parts))
+
+    def write(self, group: Any) -> None:
+        """Count the pixels in each plane into arrays ``spot_plane``, ``spot_plane_2``, ... and those beside them."""
+        from niseg_gpu.figures_knn import count_plane, decide_region
+
+        for number, sampled in enumerate(self.steps.values(), start=1):
+            name, plane = "spot_plane" if number == 1 else f"spot_plane_{number}", sampled.plane
+            features = np.concatenate(sampled.parts) if sampled.parts else np.zeros((0, 2), np.float32)
+            counted = count_plane(features, names=plane.features)
+            axes = tuple(f"{name}_{feature}" for feature in plane.features)
+            about = {
+                "step": sampled.step,
+                "features": list(plane.features),
+                "quantity": sampled.quantity,
+                "median_size": plane.size,
+                "even_up_to": list(counted.widths),
+                "threshold": plane.threshold,
+                "n_neighbors": plane.model.n_neighbors if plane.model is not None else None,
+            }
+            write_array(group, name, counted.number, axes, **about)
+            for axis, edges in zip(axes, counted.edges, strict=True):
+                write_array(group, f"{axis}_edges", edges, (f"{axis}_edge",))
+            if plane.model is not None:
+                region = decide_region(plane.model, counted.nodes, backend=self.backend)
+                write_array(group, f"{name}_region", region, tuple(f"{axis}_node" for axis in axes[::-1]))

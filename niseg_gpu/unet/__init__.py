@@ -1,0 +1,1 @@
+"""U-Nets for spots and roots: model, losses, augmentation, training, prediction."""
