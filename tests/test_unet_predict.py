@@ -31,7 +31,8 @@ def make_model(config: UNetConfig, normalisation: Normalisation | None = None, *
 
 SPOTS = make_model(spot_config(base_depth=3))
 VOLUME = make_model(UNetConfig(spatial_dims=3, base_depth=2, levels=2, out_classes=3, block="residual", norm="batch"))
-DEEP = make_model(UNetConfig(base_depth=2, levels=3, block="residual", attention=True, norm="layer"))
+# of fewer features a norm over them makes rounding large
+DEEP = make_model(UNetConfig(base_depth=6, levels=3, block="residual", attention=True, norm="layer"))
 
 
 def draw(*shape: int) -> np.ndarray:

@@ -73,8 +73,18 @@ class UNetConfig:
     @property
     def reach(self) -> int:
         """How far from an output pixel, along an axis, an input pixel can lie and still change it."""
+        ends = [self._needs(pixel, pixel) for pixel in range(self.grid)]
+        return max(max(pixel - low, high - pixel) for pixel, (low, high) in enumerate(ends))
+
+    @property
+    def margin(self) -> int:
+        """Input pixels beside a cell of the grid that can change what the cell is given."""
+        low, high = self._needs(0, self.grid - 1)
+        return max(-low, high - (self.grid - 1))
+
+    def _needs(self, low: int, high: int) -> tuple[int, int]:
+        """First and last input pixel, along an axis, that output pixels from `low` to `high` depend on."""
         each = 2 if self.block != "recurrent-residual" else 2 * (RECURRENCES + 1)
-        low, high = 0, self.grid - 1  # output pixels of one cell of the grid, then what they need, level by level
         skips = []
         for _ in range(self.levels - 1):
             low, high = low - each, high + each
@@ -83,12 +93,12 @@ class UNetConfig:
         low, high = low - each, high + each
         for skip in reversed(skips):
             low, high = min(2 * low, skip[0]) - each, max(2 * high + 1, skip[1]) + each
-        return max(-low, high - (self.grid - 1))
+        return low, high
 
     @property
     def halo(self) -> int:
-        """The reach, rounded up to the grid."""
-        return -(-self.reach // self.grid) * self.grid
+        """The margin, rounded up to the grid."""
+        return -(-self.margin // self.grid) * self.grid
 
     def depth(self, level: int) -> int:
         """Features of a level, 0 the finest."""

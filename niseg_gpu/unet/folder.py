@@ -61,8 +61,8 @@ class UNetModel:
     @property
     def halo(self) -> int:
         """Pixels of an image around a pixel that decide what it is given, rounded up to the grid."""
-        reach = self.config.reach + self.normalisation.halo
-        return math.ceil(reach / self.config.grid) * self.config.grid
+        margin = self.config.margin + self.normalisation.halo
+        return math.ceil(margin / self.config.grid) * self.config.grid
 
 
 def check_unet_target(path: Path, *, overwrite: bool) -> None:
