@@ -75,6 +75,8 @@ def test_kernels_are_chosen_with_the_device() -> None:
     assert select("auto", kernels="own")[0].uses["remove_spots"].startswith("numba.cuda (own kernel)")
     assert select("cpu", kernels="own")[0] is CPU
     assert select("auto")[0].kernels == "library"
+    assert select("cpu", kernels="library")[0].uses["kmeans"] == "sklearn.cluster.KMeans (lloyd)"
+    assert select("cpu")[0].uses["kmeans"] == "numba (own kernel)"
     with pytest.raises(UserError, match="kernels is 'fast'; allowed: auto, library, own"):
         select("cpu", kernels="fast")
 
@@ -219,8 +221,11 @@ def test_sums_by_label_agree(rows, n_labels) -> None:
         np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-9)
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=80)))
-def test_writing_spectra_is_a_transpose(block) -> None:
-    rows = np.zeros(block.shape[::-1], np.float32)
-    CPU.write_spectra(block, rows)
-    np.testing.assert_array_equal(rows, block.T)
+@pytest.mark.parametrize("dtype, kept", [("float32", "float32"), ("int16", "float32"), ("uint16", "uint16")])
+@given(st.data())
+def test_writing_spectra_is_a_transpose(dtype, kept, data) -> None:
+    bins, pixels = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 300))
+    block = np.random.default_rng(0).integers(0, 30_000, (bins, pixels)).astype(dtype)
+    for rows in (np.zeros((pixels, bins), kept), np.zeros((pixels, bins + 3), kept)[:, 1:-2]):
+        CPU.write_spectra(block, rows)
+        np.testing.assert_array_equal(rows, block.T)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,7 +159,14 @@ def test_every_benchmark_refuses_wrong_output(subject, bench_data, monkeypatch):
         elif subject == "kmeans_gpu":
             expected = getattr(benchmark, benchmark.reference)(*values).output
             faulty = np.where(np.arange(expected.size) < expected.size // 500, expected + 1, expected)
+        elif subject == "simulate":
+            expected = expected.output
+            faulty = expected.with_name("faulty")
+            shutil.copytree(expected, faulty)
+            some = max((path for path in faulty.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+            some.write_bytes(some.read_bytes()[:-1] + b"?")
         else:
+            expected = getattr(expected, "output", expected)
             faulty = expected.copy()
             faulty.flat[faulty.size // 2] += 1
         benchmark.assert_equal(expected, expected)

@@ -38,9 +38,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("ending", [".zarr", ".tif", ".h5", ".npy"])
 def test_predict(niseg, data: Path, ending: str) -> None:
-    status, out, err = niseg("unet", "predict", "stack.npy", f"out{ending}", "--model", "spots")
+    half = float(np.median(predict_unet(np.load("stack.npy"), load_unet("spots"), result="probability")))
+    status, out, err = niseg("unet", "predict", "stack.npy", f"out{ending}", "--model", "spots", "--threshold", half)
     assert (status, err) == (0, "") and f"wrote out{ending}" in out
-    expected = predict_unet(np.load("stack.npy"), load_unet("spots"))
+    expected = predict_unet(np.load("stack.npy"), load_unet("spots"), threshold=half)
     assert 0 < expected.mean() < 1
     assert f"segment_unet: {expected.sum()} values segmented as not background" in out
     written = open_stack(f"out{ending}")

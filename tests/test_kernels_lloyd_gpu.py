@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from niseg_gpu.backend import CPU
-from niseg_gpu.kernels.lloyd import choose_quantum
+from niseg_gpu.kernels.exact import choose_quantum
 
 CHECKS = ("fused", "shares", "rows", "twice", "limits", "twin")
 ROOT = Path(__file__).parents[1]

@@ -12,43 +12,15 @@ a power of two so chosen that no sum needs more than 52 bit; then the order of a
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
+from niseg_gpu.kernels.exact import Sums
 from niseg_gpu.kernels.tiles import LINE, aligned_zeros, empty_tile, flatten, gather_rows
 from niseg_gpu.kernels.vectors import CENTROIDS, ROWS, multiply_block, prefetch
 
-FAST = {"reassoc", "contract", "nsz"}  # lets the compiler sum in lanes, in an order of its own but always the same
-BITS = 51  # of the largest sum in quanta
-
-
-class Sums(NamedTuple):
-    """What one pass gives beside the labels.
-
-    Attributes
-    ----------
-    sums : (k, features) float64 array
-        Of the pixels of each cluster, less the mean.
-    sizes : (k,) int64 array
-    moved : int
-        Labels that changed.
-    """
-
-    sums: Any
-    sizes: Any
-    moved: int
-
-
-def choose_quantum(largest: float, n: int) -> float:
-    """Return the power of two to which values are rounded, so that `n` of them, none over `largest`, sum exactly.
-
-    The rounding is below ``largest * n / 2**BITS``: 2**-30 of the largest value for a million of them, 2**-20 for a
-    thousand million, where float32 itself has 2**-24.
-    """
-    bits = math.frexp(max(float(largest), np.finfo(np.float32).tiny) * max(n, 1))[1]
-    return math.ldexp(1.0, bits - BITS)
+FAST = {"reassoc", "contract", "nsz"}  # lets the compiler sum in lanes, in the same order each time
 
 
 @njit(nogil=True, cache=True)

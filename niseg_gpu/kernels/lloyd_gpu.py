@@ -16,7 +16,7 @@ import numpy as np
 from numba import config, cuda
 
 from niseg_gpu.kernels import lloyd_cuda, lloyd_tile
-from niseg_gpu.kernels.lloyd import Sums
+from niseg_gpu.kernels.exact import Sums
 
 DTYPES = frozenset(map(np.dtype, ("uint8", "int16", "uint16", "float32")))
 MOST_CLUSTERS = 64

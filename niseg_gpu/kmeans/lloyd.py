@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.kernels.lloyd import Sums, choose_quantum
+from niseg_gpu.kernels.exact import Sums, choose_quantum
 from niseg_gpu.kmeans.points import Part
 
 UNLABELLED = np.iinfo(np.int32).max  # before the first pass: no label is that, so every label is seen to change

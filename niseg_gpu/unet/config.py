@@ -73,17 +73,17 @@ class UNetConfig:
     @property
     def reach(self) -> int:
         """How far from an output pixel, along an axis, an input pixel can lie and still change it."""
-        spans = [(pixel, *self._see(pixel, pixel)) for pixel in range(self.grid)]
-        return max(max(pixel - low, high - pixel) for pixel, low, high in spans)
+        ends = [self._needs(pixel, pixel) for pixel in range(self.grid)]
+        return max(max(pixel - low, high - pixel) for pixel, (low, high) in enumerate(ends))
 
     @property
     def margin(self) -> int:
-        """How far beyond a cell of the grid the input pixels lie that can change an output pixel in it."""
-        low, high = self._see(0, self.grid - 1)
+        """Input pixels beside a cell of the grid that can change what the cell is given."""
+        low, high = self._needs(0, self.grid - 1)
         return max(-low, high - (self.grid - 1))
 
-    def _see(self, low: int, high: int) -> tuple[int, int]:
-        """First and last input pixel that the output pixels from `low` to `high` depend on, level by level."""
+    def _needs(self, low: int, high: int) -> tuple[int, int]:
+        """First and last input pixel, along an axis, that output pixels from `low` to `high` depend on."""
         each = 2 if self.block != "recurrent-residual" else 2 * (RECURRENCES + 1)
         skips = []
         for _ in range(self.levels - 1):
@@ -97,7 +97,7 @@ class UNetConfig:
 
     @property
     def halo(self) -> int:
-        """The margin, rounded up to the grid: what a tile needs around it."""
+        """The margin, rounded up to the grid."""
         return -(-self.margin // self.grid) * self.grid
 
     def depth(self, level: int) -> int:
