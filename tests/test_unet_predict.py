@@ -106,7 +106,7 @@ def test_labels_follow_the_threshold() -> None:
 def test_the_most_probable_class_wins() -> None:
     image = draw(12, 16, 10)
     x = ((image - 100) / 20)[None, ..., None]
-    logits = np.asarray(apply_network(VOLUME.config, VOLUME.params, VOLUME.state, x)[0])[0]
+    logits = np.asarray(jax.jit(lambda x: apply_network(VOLUME.config, VOLUME.params, VOLUME.state, x)[0])(x))[0]
     labels = predict_unet(image, VOLUME)
     assert len(np.unique(labels)) == 3
     np.testing.assert_array_equal(labels, logits.argmax(-1))
@@ -133,7 +133,7 @@ def test_channels_besides_the_value() -> None:
     channels = np.stack([image - median, image], -1)
     x = np.arcsinh((channels - np.float32(normalisation.means)) / np.float32(normalisation.scales))
     x = np.pad(x, [(0, 1), (0, 0), (0, 0)], mode="edge")[None]
-    logits = np.asarray(apply_network(config, model.params, model.state, x)[0])[0, :61, :, 0]
+    logits = np.asarray(jax.jit(lambda x: apply_network(config, model.params, model.state, x)[0])(x))[0, :61, :, 0]
     np.testing.assert_allclose(one, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 

@@ -26,6 +26,7 @@ from niseg_gpu.unet.normalise import Normalisation, normalise, read_channels
 from niseg_gpu.unet.tiles import Plan, Tile, plan_tiles
 
 SHARE = 0.8  # of the free memory
+TILES = 16  # at once at most: each has its own part in the programs that cut and put together
 log = logging.getLogger(__name__)
 _device = threading.Lock()  # one block at a time on the device, so that its memory is what was planned
 _said: set[tuple[int, ...]] = set()
@@ -43,7 +44,8 @@ class Memory(NamedTuple):
     tile : int
         What goes into the network and comes out of it.
     network : int
-        What the compiled program holds in between, by its own account.
+        What the compiled program holds in between, by its own account, and a quarter more for the convolution
+        library's own, which is not in it: so it was measured on a CPU.
     """
 
     volume: int
@@ -174,7 +176,7 @@ def _prepare(backend: Any, model: UNetModel, run: Run, values: Any, *, dtype: np
     while smaller:
         plan = plan_tiles(values.shape[1:-1], halo=config.halo, grid=config.grid, pixels=pixels)
         size = math.prod(plan.size)
-        batch = max(1, min(len(plan.tiles) * len(values), pixels // size))
+        batch = max(1, min(len(plan.tiles) * len(values), pixels // size, TILES))
         network = _compile(config, run, (batch, *plan.size, config.in_channels), backend.jax_device)
         memory = _add_up(model, values, network, pixels=batch * size, dtype=dtype)
         if memory.total <= room:
@@ -195,7 +197,7 @@ def _add_up(model: UNetModel, values: Any, network: Any, *, pixels: int, dtype: 
         result=math.prod(values.shape[:-1]) * dtype.itemsize,
         weights=sum(leaf.nbytes for leaf in jax.tree.leaves((model.params, model.state))),
         tile=2 * (cut + analysis.output_size_in_bytes),
-        network=analysis.temp_size_in_bytes,
+        network=int(1.25 * analysis.temp_size_in_bytes),
     )
 
 
