@@ -13,13 +13,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from benchmarks.machine import describe_conditions
 from benchmarks.rows import run_benchmark
 from benchmarks.table import format_table
 from niseg_gpu.errors import UserError, suggest
 
-SUBJECTS = ("read", "overlap", "spots", "knn", "kmeans", "simulate", "end_to_end")
+SUBJECTS = ("read", "overlap", "spots", "spots_gpu", "knn", "kmeans", "kmeans_gpu", "simulate", "end_to_end")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,10 +64,14 @@ def find_benchmarks(names: Sequence[str]) -> Iterator[type]:
         if subject not in SUBJECTS:
             raise UserError(f"no benchmark is named {subject!r}{suggest(subject, SUBJECTS)}")
         module = importlib.import_module(f"benchmarks.bench_{subject}")
-        kinds = {k: v for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__}
+        kinds = {k: v for k, v in vars(module).items() if _is_benchmark(v, module)}
         if wanted and wanted not in kinds:
             raise UserError(f"{subject} has no benchmark {wanted!r}{suggest(wanted, kinds)}")
         yield from [kinds[wanted]] if wanted else kinds.values()
+
+
+def _is_benchmark(value: object, module: ModuleType) -> bool:
+    return isinstance(value, type) and value.__module__ == module.__name__ and not value.__name__.startswith("_")
 
 
 if __name__ == "__main__":

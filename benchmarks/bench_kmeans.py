@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 
 from benchmarks import ours, plain
-from benchmarks.data import ITERATIONS, prepare_centroids, prepare_run
+from benchmarks.bench_end_to_end import ROOT
+from benchmarks.data import ITERATIONS, prepare_centroids, prepare_counts, prepare_run
+from benchmarks.kmeans_sides import SIDES, choose_start, fit_side, read_pixels
+from benchmarks.rows import Ran
+
+CASES = {
+    "65536 x 661, k 10": (65_536, 661, 10),
+    "262144 x 114, k 2": (262_144, 114, 2),
+    "262144 x 114, k 10": (262_144, 114, 10),
+    "262144 x 114, k 64": (262_144, 114, 64),
+}
 
 
 class KMeans:
@@ -60,3 +74,61 @@ class Gather:
 
     def assert_equal(self, spectra: np.ndarray, expected: np.ndarray) -> None:
         np.testing.assert_array_equal(spectra, expected)
+
+
+class Fit:
+    """Counts in memory to labels: 20 iterations from the same centroids."""
+
+    params = (["small", "full"], list(CASES))
+    param_names = ["size", "case"]
+    reference = "time_sklearn"
+    equal = "inertia to 1e-5, labels but for 1 in 1000 (counted); k 64, where rounding decides more: inertia to 1e-3"
+    included = (
+        "the estimator's fit; no disk, no start-up; sklearn and ours: float32 spectra, one a row; ours_uint16: 16 bit; "
+        "ours_frames: float32 frames; memory: beyond the data, of a process that does nothing else"
+    )
+    warm_up = True
+
+    def setup(self, size: str, case: str) -> None:
+        pixels, features, n_clusters = CASES[case]
+        pixels = pixels // 64 if size == "small" else pixels
+        self.path = prepare_counts(pixels, features)
+        self.start = choose_start(self.path, n_clusters)
+        self.pixels = {side: read_pixels(side, self.path) for side in SIDES}
+        self.beyond: dict[str, float] = {}
+        self.shape, self.dtype, self.nbytes = (pixels, features), np.dtype(np.float32), 4 * pixels * features
+
+    def time_sklearn(self, size: str, case: str) -> Ran:
+        return self._fit("sklearn", size)
+
+    def time_ours(self, size: str, case: str) -> Ran:
+        return self._fit("ours", size)
+
+    def time_ours_uint16(self, size: str, case: str) -> Ran:
+        return self._fit("ours_uint16", size)
+
+    def time_ours_frames(self, size: str, case: str) -> Ran:
+        return self._fit("ours_frames", size)
+
+    def _fit(self, side: str, size: str) -> Ran:
+        begin = time.perf_counter()
+        found = fit_side(side, self.pixels[side], self.start, iterations=ITERATIONS)
+        seconds = time.perf_counter() - begin
+        output = (found.labels_.ravel(), found.inertia_, found.n_iter_)
+        return Ran(output, seconds, self._measure_memory(side) if size == "full" else {})
+
+    def _measure_memory(self, side: str) -> dict[str, float]:
+        if side not in self.beyond:
+            command = [sys.executable, "-m", "benchmarks.kmeans_sides", side, str(self.path)]
+            command += ["--n-clusters", str(len(self.start)), "--iterations", str(ITERATIONS)]
+            self.beyond[side] = float(subprocess.check_output(command, cwd=ROOT, text=True))
+        beyond = self.beyond[side]
+        return {"peak_memory_gb": beyond * self.pixels[side].nbytes / 1e9, "memory_over_data": round(beyond, 3)}
+
+    def assert_equal(self, found: tuple, expected: tuple) -> dict[str, int]:
+        few = len(self.start) <= 10
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-5 if few else 1e-3)
+        otherwise = int((found[0] != expected[0]).sum())
+        assert not few or otherwise <= len(found[0]) // 1000, f"{otherwise} of {len(found[0])} labels differ"
+        assert found[2] == expected[2], f"{found[2]} iterations, not {expected[2]}"
+        return {"labelled_otherwise": otherwise}

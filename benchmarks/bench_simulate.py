@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -41,8 +42,9 @@ class Tof:
 
     def _prepare(self) -> None:
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
-        self.room = tempfile.TemporaryDirectory(dir=os.environ.get("NISEG_BENCH_DATA"))
-        self.names = (Path(self.room.name) / f"out{i}" for i in count())
+        self.room = Path(tempfile.mkdtemp(dir=os.environ.get("NISEG_BENCH_DATA")))
+        weakref.finalize(self, shutil.rmtree, self.room, ignore_errors=True)
+        self.names = (self.room / f"out{i}" for i in count())
         first = next(self.names)
         self.simulate(first)
         self.files = {p.relative_to(first): p.read_bytes() for p in sorted(first.rglob("*")) if p.is_file()}
@@ -62,7 +64,7 @@ class Tof:
 
     def _time(self, fill: Callable[[Path], object]) -> Ran:
         """Time filling a folder; of the earlier ones the last is kept, to compare with."""
-        for old in sorted(Path(self.room.name).iterdir(), key=os.path.getmtime)[:-1]:
+        for old in sorted(self.room.iterdir(), key=os.path.getmtime)[:-1]:
             shutil.rmtree(old)
         os.sync()
         out, start = next(self.names), time.perf_counter()

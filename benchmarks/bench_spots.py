@@ -1,4 +1,4 @@
-"""Replacing spots by the median of their 3x3 surroundings."""
+"""Running medians in frames and volumes, and replacing spots by them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks import ours, plain
 from benchmarks.data import THRESHOLD, prepare_run
+from niseg_gpu.backend import CPU
 from niseg_gpu.spots import remove_spots
 
 FRAMES = 100
@@ -56,3 +57,125 @@ class Spots:
         assert expected[1].any(), "no spot in these frames, so the masks prove nothing"
         np.testing.assert_array_equal(found[1], expected[1])
         np.testing.assert_array_equal(found[0], expected[0])
+
+
+def read_counts(size: str, dtype: str, frames: int) -> np.ndarray:
+    """The first frames of a run; they hold no negative counts."""
+    return plain.read_stack(prepare_run(size))[:frames].astype(dtype)
+
+
+def check_medians(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+class Medians:
+    """The medians alone, and cleaning, one thread each; at threshold 0 the cleaned frames are the medians."""
+
+    params = (["small", "full"], ["float32", "uint16"], [3, 5], [1, FRAMES])
+    param_names = ["size", "dtype", "window", "frames"]
+    reference = "time_scipy"
+    equal = "medians identical"
+    included = "memory to memory, one thread; no disk, no start-up"
+    warm_up = True
+
+    def setup(self, size: str, dtype: str, window: int, frames: int) -> None:
+        self.frames = read_counts(size, dtype, frames)
+        self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
+
+    def time_scipy(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+        from scipy.ndimage import median_filter
+
+        return median_filter(self.frames, (1, window, window), mode="nearest")
+
+    def time_ours(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+        return CPU.median(self.frames, size=(1, window, window))
+
+    def time_ours_cleaning(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+        return remove_spots(self.frames, size=window, threshold=0)[0]
+
+    if importlib.util.find_spec("cv2"):
+
+        def time_opencv(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+            import cv2
+
+            threads, medians = cv2.getNumThreads(), np.empty_like(self.frames)
+            cv2.setNumThreads(1)
+            for frame, median in zip(self.frames, medians, strict=True):
+                cv2.medianBlur(frame, window, dst=median)
+            cv2.setNumThreads(threads)
+            return medians
+
+    def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
+        check_medians(found, expected)
+
+
+class WideMedians:
+    """The same for windows that OpenCV has not: 7 x 7 in frames, 3 x 3 x 3 in volumes."""
+
+    params = (["small", "full"], ["float32", "uint16"], ["7x7", "3x3x3"])
+    param_names = ["size", "dtype", "window"]
+    reference = "time_scipy"
+    equal = "medians identical"
+    included = Medians.included
+    warm_up = True
+
+    def setup(self, size: str, dtype: str, window: str) -> None:
+        self.frames = read_counts(size, dtype, FRAMES // 10)
+        self.sides = (1, 7, 7) if window == "7x7" else (3, 3, 3)
+        self.options = {"size": self.sides[-1], "neighbourhood": "frame" if window == "7x7" else "volume"}
+        self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
+
+    def time_scipy(self, size: str, dtype: str, window: str) -> np.ndarray:
+        from scipy.ndimage import median_filter
+
+        return median_filter(self.frames, self.sides, mode="nearest")
+
+    def time_ours(self, size: str, dtype: str, window: str) -> np.ndarray:
+        return CPU.median(self.frames, size=self.sides)
+
+    def time_ours_cleaning(self, size: str, dtype: str, window: str) -> np.ndarray:
+        return remove_spots(self.frames, threshold=0, **self.options)[0]
+
+    def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
+        check_medians(found, expected)
+
+
+class Options:
+    """Cleaning by other rules, against the same in whole-array calls of NumPy and SciPy; one thread each."""
+
+    params = (["small", "full"], ["poisson", "sigma", "mean", "NaN in the frames", "dead pixels"])
+    param_names = ["size", "option"]
+    reference = "time_numpy"
+    equal = "frames to 1e-6, masks identical"
+    included = Medians.included
+    warm_up = True
+
+    def setup(self, size: str, option: str) -> None:
+        self.frames = read_counts(size, "float32", FRAMES // 10)
+        holes = np.random.default_rng(0).random(self.frames.shape[1:]) < 0.01
+        if option == "NaN in the frames":
+            self.frames[:, holes] = np.nan
+        self.options = {
+            "kind": "both",
+            "window": (1, 3, 3),
+            "threshold": float(THRESHOLD if option not in ("poisson", "sigma") else 4),
+            "threshold_unit": option if option in ("poisson", "sigma") else "counts",
+            "replacement": "mean" if option == "mean" else "median",
+            "max_area": None,
+            "dead": holes if option == "dead pixels" else None,
+            "own": (slice(None),) * 3,
+        }
+        self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
+
+    def time_numpy(self, size: str, option: str) -> tuple[np.ndarray, ...]:
+        from niseg_gpu.kernels.spots_xp import replace_spots_xp
+
+        return replace_spots_xp(self.frames, backend=CPU, **self.options)[:2]
+
+    def time_ours(self, size: str, option: str) -> tuple[np.ndarray, ...]:
+        return CPU.replace_spots(self.frames, **self.options)[:2]
+
+    def assert_equal(self, found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)

@@ -49,3 +49,19 @@ def prepare_centroids(size: str) -> Path:
         spectra = [plain.collect_spectra(plain.remove_spots(band, THRESHOLD)[0][:, 1]) for band in bands]
         np.save(path, kmeans_plusplus(np.concatenate(spectra), N_CLUSTERS, random_state=SEED)[0])
     return path
+
+
+def prepare_counts(pixels: int, features: int) -> Path:
+    """Return the file of (pixels, features) uint16 counts of six materials, too noisy to settle in a few iterations."""
+    path = Path(os.environ["NISEG_BENCH_DATA"]) / f"counts-{pixels}x{features}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(SEED)
+        edges = rng.uniform(0, 1, (6, 1))
+        means = 400 + 12 * np.tanh((np.linspace(0, 1, features) - edges) * 40)
+        counts = np.lib.format.open_memmap(path, "w+", np.uint16, (pixels, features))
+        for first in range(0, pixels, 4096):
+            piece = slice(first, min(first + 4096, pixels))
+            materials = rng.integers(0, len(edges), piece.stop - first)
+            counts[piece] = rng.poisson(means[materials] * rng.uniform(0.97, 1.03, (len(materials), 1)))
+    return path

@@ -10,7 +10,8 @@ import numpy as np
 
 from niseg_gpu.backend import count_cores, select
 from niseg_gpu.io.open import open_stack
-from niseg_gpu.kmeans import KMeansResult, PixelTable, fit_kmeans
+from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
+from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.engine import Engine
 from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.stack import StackInfo
@@ -43,7 +44,7 @@ class Memory:
         return np.ascontiguousarray(self.array[key])
 
 
-def apply_step(stack: np.ndarray, step: dict[str, Any], **attrs: Any) -> list[np.ndarray]:
+def apply_step(stack: np.ndarray, step: dict[str, Any], *, device: str = "auto", **attrs: Any) -> list[np.ndarray]:
     """Apply one step to an (N, Y, X) array, block by block on all cores; return the image, then the masks."""
     import dask
     import dask.array as da

@@ -13,6 +13,8 @@ A benchmark class has the shape that asv knows (``params``, ``param_names``, ``s
     Whether the first run, the checked one, is left out of the time.
 ``shape``, ``dtype``, ``nbytes``
     Of the data gone through, known after ``setup``; GB/s are these bytes over the seconds.
+``why_not()``
+    Optional: why nothing of it can be measured here; an empty string where it can.
 
 A method may return a `Ran`, when it took the time itself.
 """
@@ -63,8 +65,12 @@ def run_benchmark(kind: type, *, size: str, seconds: float) -> Iterator[dict[str
     seconds : float
         For the repeats of each side; each is run once at least.
     """
+    missing = kind.why_not() if hasattr(kind, "why_not") else ""
     for values in product(*kind.params):
         if values[0] != size:
+            continue
+        if missing:
+            yield {"benchmark": name_benchmark(kind), "params": _name(kind, values), "side": "", "skipped": missing}
             continue
         benchmark = kind()
         benchmark.setup(*values)
@@ -138,12 +144,21 @@ def _repeat(sides: dict[str, Any], values: tuple[Any, ...], runs: dict[str, list
             del ran
 
 
+def name_benchmark(kind: type) -> str:
+    """Its subject and class, as the command line takes them."""
+    return f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}"
+
+
+def _name(kind: Any, values: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip(kind.param_names, values, strict=True))
+
+
 def _head(benchmark: Any, values: tuple[Any, ...], side: str) -> dict[str, Any]:
     """What the row is about."""
     kind = type(benchmark)
     return {
-        "benchmark": f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}",
-        "params": dict(zip(kind.param_names, values, strict=True)),
+        "benchmark": name_benchmark(kind),
+        "params": _name(kind, values),
         "side": side,
         "reference": benchmark.reference.removeprefix("time_"),
         "equal": benchmark.equal,

@@ -18,7 +18,11 @@ def format_table(record: dict[str, Any]) -> str:
     """Return one record's conditions, rows and footnotes as Markdown."""
     rows = record["rows"]
     lines = [*_conditions(record), "", *format_head(HEAD), *(format_line(_cells(row)) for row in rows)]
-    notes = {row["benchmark"]: f"{row['benchmark']}: {_size(row)}; {row['included']}; {row['equal']}." for row in rows}
+    notes = {
+        row["benchmark"]: f"{row['benchmark']}: {_size(row)}; {row['included']}; {row['equal']}."
+        for row in rows
+        if "shape" in row
+    }
     return "\n".join([*lines, "", *(f"- {note}" for note in notes.values())])
 
 
@@ -37,8 +41,9 @@ def _conditions(record: dict[str, Any]) -> list[str]:
 def _cells(row: dict[str, Any]) -> list[str]:
     parameters = "".join(f" {value}" for value in row["params"].values())
     what = f"{row['benchmark']}{parameters}"
-    if "failed" in row:
-        return [what, row["side"], f"failed: {row['failed']}".replace("|", "\\|"), "", "", "", ""]
+    for outcome in ("failed", "skipped"):
+        if outcome in row:
+            return [what, row["side"], f"{outcome}: {row[outcome]}".replace("|", "\\|"), "", "", "", ""]
     seconds, peak, others = row["seconds"], row.get("peak_memory_gb"), row["cores_used_by_others"]
     spread = f"{seconds['median']:.3g} ({seconds['min']:.3g} to {seconds['max']:.3g}, {seconds['repeats']})"
     relative = "1" if row["side"] == row["reference"] else f"{row['times_as_fast']:.2f}"
@@ -46,7 +51,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         what,
         row["side"],
         spread,
-        f"{row['gb_per_s']:.3g}",
+        f"{row['gb_per_s']:.3g}" + (f" ({row['of_copy']:.0%} of a copy)" if "of_copy" in row else ""),
         relative,
         "" if peak is None else f"{peak:.3g} GB",
         "" if others is None else f"{others:.2f}",

@@ -42,13 +42,36 @@ class Clusters(NamedTuple):
     n_iter: int
 
 
+class Cleaned(NamedTuple):
+    """What the cleaning of spots gives.
+
+    Attributes
+    ----------
+    image : (..., Y, X) array
+    spots : (..., Y, X) bool array
+    number : () array of integer
+        Spots in the part of the image that was asked for; on a GPU nobody has waited for it.
+    has_nan : bool
+        Whether there is NaN in the image; the other three then mean nothing.
+    """
+
+    image: Any
+    spots: Any
+    number: Any
+    has_nan: bool
+
+
 class Cpu:
     """NumPy, SciPy and scikit-learn, with numba kernels where those are slow."""
 
     name = "cpu"
     threads = 2**16  # that may work at once: as many as there are
     keeps_rows = False  # kernels read pixels in any layout
+    has_bus = False  # between its memory and the host's
     kernels = "own"  # or library; set by `select`
+    # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
+    network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True}
+    tile_pixels = {2: 1152**2, 3: 112**3}
 
     @property
     def uses(self) -> dict[str, str]:
@@ -59,6 +82,7 @@ class Cpu:
             "remove_spots": spots if self.kernels == "own" else library,
             "detect_spots": "numba (own k-d tree)",
             "kmeans": own if self.kernels == "own" else "sklearn.cluster.KMeans (lloyd)",
+            "segment_unet": "jax on the CPU, float32",
             "everything else": "numpy",
         }
 
@@ -79,14 +103,22 @@ class Cpu:
         return median_filter(image, size=size, mode="nearest")
 
     def clean_spots(
-        self, image: np.ndarray, *, size: int, threshold: float, kind: str
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`."""
+        self, image: np.ndarray, *, size: tuple[int, ...], threshold: float, kind: str, own: tuple[slice, ...] = ()
+    ) -> Cleaned:
+        """Replace what lies farther than `threshold` from the running median; see `niseg_gpu.spots.remove_spots`.
+
+        `size` is the window per axis; of the spots found, those in `own` are counted, all by default.
+        """
         from niseg_gpu.kernels import median, spots_xp
 
-        if self.kernels == "own" and median.covers_on_cpu(image.dtype, (size, size)) and threshold >= 0:
-            return median.clean_frames(image, size=size, threshold=threshold, kind=kind)
-        return spots_xp.clean_spots_xp(image, xp=np, median=self.median, size=size, threshold=threshold, kind=kind)
+        if has_nan(image):
+            return Cleaned(image, None, None, True)
+        if self.kernels == "own" and median.covers_on_cpu(image.dtype, size) and threshold >= 0:
+            cleaned, spots = median.clean_frames(image, size=size[-1], threshold=threshold, kind=kind)
+        else:
+            settings = {"xp": np, "median": self.median, "size": size, "threshold": threshold, "kind": kind}
+            cleaned, spots = spots_xp.clean_spots_xp(image, **settings)
+        return Cleaned(cleaned, spots, spots_xp.count_own(spots, own), False)
 
     def replace_spots(self, image: np.ndarray, *, window: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
         """Replace spots with any options, and count them; see `niseg_gpu.kernels.spots_xp.replace_spots_xp`."""
@@ -134,6 +166,18 @@ class Cpu:
         """Pixels as (n, features) in memory of the device; here a view, where there can be one."""
         return np.moveaxis(np.asarray(block), axis, -1).reshape(-1, block.shape[axis])
 
+    def empty_rows(self, n: int, features: int, dtype: Any) -> np.ndarray:
+        """Room for (n, features) pixels, as `assign_and_sum` reads them best."""
+        return np.empty((n, features), dtype)
+
+    def pin_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Copy pixels to where the device gets them fastest from, in the host's memory."""
+        return rows.copy()
+
+    def bring(self, blocks: Any) -> Iterator[tuple[Any, np.ndarray]]:
+        """Give (name, block) pairs from the host's memory on the device; the next is on its way meanwhile."""
+        yield from blocks
+
     def find_bounds(self, pixels: np.ndarray) -> Any:
         """Which pixels have data, and the range of each feature."""
         from niseg_gpu.kernels.moments import find_bounds_cpu
@@ -153,7 +197,10 @@ class Cpu:
         return measure_distances_cpu(pixels, points=points, mean=mean)
 
     def assign_and_sum(self, pixels: np.ndarray, **how: Any) -> Any:
-        """One pass of k-means: nearest centroids, and each cluster's sum; see `kernels.lloyd.assign_and_sum_cpu`."""
+        """One pass of k-means: nearest centroids, and each cluster's sum; see `kernels.lloyd.assign_and_sum_cpu`.
+
+        Centroids and mean come from the host on either device.
+        """
         from niseg_gpu.kernels.lloyd import assign_and_sum_cpu
 
         return assign_and_sum_cpu(pixels, **how)
@@ -199,8 +246,32 @@ class Cpu:
 
         return find_votes(voters, queries, n_neighbors=n_neighbors, by_distance=by_distance, workers=workers)
 
+    @cached_property
+    def jax_device(self) -> Any:
+        """Where JAX computes what lies on this device."""
+        from niseg_gpu.xla import start_jax
+
+        return start_jax(cpu_model()).devices("cpu")[0]
+
+    def to_jax(self, block: np.ndarray) -> Any:
+        """The block for JAX on this device."""
+        from niseg_gpu.xla import start_jax
+
+        device = self.jax_device
+        return start_jax(cpu_model()).device_put(np.ascontiguousarray(block), device)
+
+    def from_jax(self, array: Any) -> np.ndarray:
+        return np.array(array)
+
+    def free_bytes(self) -> int:
+        """Memory of the device that can still be had."""
+        from niseg_gpu.xla import free_host_bytes
+
+        return free_host_bytes()
+
     def from_host(self, block: np.ndarray) -> np.ndarray:
-        return block
+        """Bring a block to the device, in the machine's byte order."""
+        return block.astype(block.dtype.newbyteorder("="), copy=False)
 
     def to_host(self, block: np.ndarray) -> np.ndarray:
         return np.asarray(block)
@@ -224,16 +295,21 @@ class Gpu:
     name = "gpu"
     threads = 1  # its kernels are parallel themselves
     keeps_rows = True  # of pixels that lay otherwise
+    has_bus = True
     kernels = "library"  # or own; set by `select`
+    network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False}
+    tile_pixels = {2: 2048**2, 3: 384**3}
 
     @property
     def uses(self) -> dict[str, str]:
-        library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3 and 5"
+        library, own = "cucim.skimage.filters.median", "numba.cuda (own kernel) for sizes 3, 5, 7 and 3 x 3 x 3"
+        clusters = "numba.cuda (own kernel)" if self.kernels == "own" else "cuml.cluster.KMeans, one iteration a call"
         return {
             "overlap_correct": "cupy",
             "remove_spots": f"{own}, {library} for others" if self.kernels == "own" else library,
             "detect_spots": "cuml.neighbors.NearestNeighbors, ranked in float64",
-            "kmeans": "array calls (own)" if self.kernels == "own" else "cuml.cluster.KMeans, one iteration a call",
+            "kmeans": clusters,
+            "segment_unet": "jax on the GPU, bfloat16",
             "everything else": "cupy",
         }
 
@@ -255,9 +331,9 @@ class Gpu:
 
     def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
         if self._takes_own(image, size):
-            from niseg_gpu.kernels.median_gpu import median_frames_gpu
+            from niseg_gpu.kernels.median_gpu import median_gpu, window_of
 
-            return median_frames_gpu(image, size=size[-1], xp=self.xp)
+            return median_gpu(image, window=window_of(size), xp=self.xp)
         return self._median(image, size, mode="nearest")
 
     def _takes_own(self, image: Any, size: tuple[int, ...]) -> bool:
@@ -268,17 +344,28 @@ class Gpu:
 
         reason = why_not(image.shape, image.dtype, size)
         if reason:
-            _say_library_is_taken(reason)
+            _say_other_is_taken(f"kernels is own, but not for this median: {reason}; cuCIM's is taken")
         return not reason
 
-    def clean_spots(self, image: Any, *, size: int, threshold: float, kind: str) -> tuple[Any, Any]:
-        from niseg_gpu.kernels.spots_xp import clean_spots_xp
+    def clean_spots(
+        self, image: Any, *, size: tuple[int, ...], threshold: float, kind: str, own: tuple[slice, ...] = ()
+    ) -> Cleaned:
+        from niseg_gpu.kernels import spots_xp
 
-        if threshold >= 0 and self._takes_own(image, (1,) * (image.ndim - 2) + (size, size)):
-            from niseg_gpu.kernels.median_gpu import clean_frames_gpu
+        xp = self.xp
+        if threshold >= 0 and self._takes_own(image, size):
+            from niseg_gpu.kernels.median_gpu import clean_gpu, window_of
 
-            return clean_frames_gpu(image, size=size, threshold=threshold, kind=kind, xp=self.xp)
-        return clean_spots_xp(image, xp=self.xp, median=self.median, size=size, threshold=threshold, kind=kind)
+            count, part = xp.zeros(2, dtype=np.uint64), spots_xp.frames_and_rows(own, image.shape)
+            settings = {"window": window_of(size), "threshold": threshold, "kind": kind}
+            cleaned, spots = clean_gpu(image, xp=xp, count=count, own=part or (), **settings)
+            number = count[0] if part is not None else spots_xp.count_own(spots, own)
+            return Cleaned(cleaned, spots, number, image.dtype.kind == "f" and bool(count[1]))
+        if has_nan(image):
+            return Cleaned(image, None, None, True)
+        settings = {"xp": xp, "median": self.median, "size": size, "threshold": threshold, "kind": kind}
+        cleaned, spots = spots_xp.clean_spots_xp(image, **settings)
+        return Cleaned(cleaned, spots, spots_xp.count_own(spots, own), False)
 
     def replace_spots(self, image: Any, *, window: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
         from niseg_gpu.kernels.spots_xp import replace_spots_xp
@@ -311,7 +398,31 @@ class Gpu:
 
     def as_rows(self, block: Any, *, axis: int) -> Any:
         rows = self.xp.moveaxis(self.xp.asarray(block), axis, -1).reshape(-1, block.shape[axis])
-        return self.xp.ascontiguousarray(rows)
+        if self.kernels != "own":
+            return self.xp.ascontiguousarray(rows)
+        if rows.strides[1] == rows.itemsize and rows.strides[0] >= rows.shape[1] * rows.itemsize:
+            return rows
+        room = self.empty_rows(*rows.shape, rows.dtype)
+        room[...] = rows
+        return room
+
+    def empty_rows(self, n: int, features: int, dtype: Any) -> Any:
+        if self.kernels != "own":
+            return self.xp.empty((n, features), dtype=dtype)
+        from niseg_gpu.kernels.lloyd_gpu import pad_row
+
+        return self.xp.zeros((n, pad_row(features, dtype)), dtype=dtype)[:, :features]
+
+    def pin_rows(self, rows: Any) -> np.ndarray:
+        from niseg_gpu.kernels.bus import pin
+
+        return pin(rows, xp=self.xp)
+
+    def bring(self, blocks: Any) -> Iterator[tuple[Any, Any]]:
+        from niseg_gpu.kernels.bus import Bus, bring
+
+        blocks = list(blocks)
+        return bring(blocks, bus=Bus(max((block.nbytes for _, block in blocks), default=0), xp=self.xp))
 
     def find_bounds(self, pixels: Any) -> Any:
         from niseg_gpu.kernels.lloyd_xp import find_bounds_xp
@@ -328,10 +439,18 @@ class Gpu:
 
         return measure_distances_xp(pixels, points=points, mean=mean, xp=self.xp)
 
-    def assign_and_sum(self, pixels: Any, **how: Any) -> Any:
+    def assign_and_sum(self, pixels: Any, *, centroids: Any, mean: Any, **how: Any) -> Any:
         from niseg_gpu.kernels.lloyd_xp import assign_and_sum_xp
 
-        return assign_and_sum_xp(pixels, xp=self.xp, **how)
+        if self.kernels == "own":
+            from niseg_gpu.kernels.lloyd_gpu import assign_and_sum_gpu, why_not
+
+            reason = why_not(pixels.shape, pixels.dtype, len(centroids))
+            if not reason:
+                return assign_and_sum_gpu(pixels, centroids=centroids, mean=mean, **how, xp=self.xp)
+            _say_other_is_taken(f"kernels is own, but not for this k-means: {reason}; array calls are taken")
+        centroids, mean = self.from_host(centroids), self.from_host(mean)
+        return assign_and_sum_xp(pixels, centroids=centroids, mean=mean, **how, xp=self.xp)
 
     def run_lloyd(self, pixels: Any, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
         def iterate(data: Any, start: Any) -> tuple[Any, Any, float]:
@@ -369,8 +488,33 @@ class Gpu:
         for_spots, against = zip(*found, strict=True)
         return self.xp.concatenate(for_spots), self.xp.concatenate(against)
 
+    @cached_property
+    def jax_device(self) -> Any:
+        from niseg_gpu.xla import find_gpu, start_jax
+
+        return find_gpu(start_jax(cpu_model()), self.xp.cuda.Device().id)
+
+    def to_jax(self, block: Any) -> Any:
+        from niseg_gpu.xla import start_jax
+
+        _ = self.jax_device  # or a complaint that says what to install
+        return start_jax(cpu_model()).dlpack.from_dlpack(self.xp.ascontiguousarray(block))
+
+    def from_jax(self, array: Any) -> Any:
+        return self.xp.from_dlpack(array)
+
+    def free_bytes(self) -> int:
+        free, _ = self.xp.cuda.runtime.memGetInfo()
+        return free
+
     def from_host(self, block: np.ndarray) -> Any:
-        return self.xp.asarray(np.ascontiguousarray(block))
+        block = np.ascontiguousarray(block)
+        if block.dtype.isnative:
+            return self.xp.asarray(block)
+        from niseg_gpu.kernels.words import swap_bytes
+
+        words = self.xp.asarray(block.view(f"u{block.itemsize}"))  # they travel as they are, and are swapped there
+        return swap_bytes(words).view(block.dtype.newbyteorder("="))
 
     def to_host(self, block: Any) -> np.ndarray:
         return self.xp.asnumpy(block)
@@ -387,8 +531,8 @@ class Gpu:
 
 
 @cache
-def _say_library_is_taken(reason: str) -> None:
-    log.warning("kernels is own, but not for this median: %s; cuCIM's is taken", reason)
+def _say_other_is_taken(why: str) -> None:
+    log.warning("%s", why)
 
 
 def neighbours_in_frame(ndim: int) -> np.ndarray:
@@ -474,6 +618,12 @@ def backend_of(block: Any) -> Any:
     if root not in TWINS:
         raise TypeError(f"block is a {type(block).__module__}.{type(block).__name__}; allowed: numpy or cupy arrays")
     return TWINS[root]
+
+
+def has_nan(image: Any) -> bool:
+    """Whether there is NaN in an image; of Inf it may say so too, for Inf - Inf looks like NaN."""
+    xp = backend_of(image).xp
+    return image.dtype.kind == "f" and bool(xp.isnan(xp.sum(image)))
 
 
 def select(device: str = "auto", *, kernels: str = "auto") -> tuple[Any, str]:

@@ -14,6 +14,8 @@ def cut_regions(
     *,
     whole: frozenset[str],
     halo: int,
+    frames: int = 0,
+    grid: tuple[int, int] = (1, 1),
     parts: int = 1,
     block_bytes: int = BLOCK_BYTES,
 ) -> list[Region]:
@@ -27,7 +29,11 @@ def cut_regions(
     whole : frozenset of str
         Axes that a block may not split. Rows are cut where the first axis is among them, else frames.
     halo : int
-        Rows that a block of rows reads beyond its border; blocks are at least 8 times as high.
+        Rows that a block of rows reads beyond its border; blocks are at least 8 times as high as both together.
+    frames : int
+        Frames that a block of frames reads beyond its border; blocks are at least as thick as both together.
+    grid : tuple of int
+        What blocks start at multiples of: along the first of three axes, and in y.
     parts : int
         Blocks at least, where the halo allows it, so that every worker has some.
     block_bytes : int
@@ -40,10 +46,11 @@ def cut_regions(
     axis = 0 if len(dims) == 3 and dims[0] not in whole else len(dims) - 2
     slab = 4 * math.prod(shape) // max(1, shape[axis])
     thick = max(1, min(block_bytes // max(1, slab), math.ceil(shape[axis] / parts)))
-    if dims[axis] == "y":
-        thick = max(thick, 16 * halo, 1)
+    thick = max(thick, 16 * halo if dims[axis] == "y" else 2 * frames)
     blocks = math.ceil(shape[axis] / thick)
     thick = math.ceil(shape[axis] / blocks)  # alike, so that no worker waits for a large last one
+    step = grid[1] if dims[axis] == "y" else grid[0]
+    thick = math.ceil(thick / step) * step
     full = [slice(0, n) for n in shape]
     starts = range(0, shape[axis], thick)
     return [tuple([*full[:axis], slice(a, min(a + thick, shape[axis])), *full[axis + 1 :]]) for a in starts]

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from niseg_gpu.cli_knn import add_knn
 from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
+from niseg_gpu.cli_unet import add_unet
 from niseg_gpu.errors import UserError, suggest
 
 EPILOG = "Every command explains itself with --help."
@@ -111,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_simulate_roots(kinds)
 
     add_knn(commands)
+    add_unet(commands)
     for name in OPS:
         _add_step(commands, name, summary_of(name))
     return parser

@@ -55,6 +55,7 @@ def _average_areas(
     from niseg_gpu.io.open import open_stack
 
     run, areas = open_stack(str(folder)), list(areas)
+    run = run if run.ndim == 3 else run.expand_dims("tof")  # a run of one frame is an image
     image, spectra = np.zeros(run.shape[1:]), np.zeros((len(areas), len(bins)))
     for i, number in enumerate(bins):
         counts = run[int(number)].values

@@ -69,14 +69,14 @@ def compute_features(image: Any, names: Sequence[str], *, median: Median | None 
     return xp.stack(features, axis=-1)
 
 
-def check_features(names: Iterable[str]) -> None:
+def check_features(names: Iterable[str], *, who: str = "knn") -> None:
     """Refuse unknown, repeated and no features."""
     names = list(names)
     for name in names:
         if name not in FEATURES:
-            raise UserError(f"knn has no feature {name!r}{suggest(str(name), FEATURES)}")
+            raise UserError(f"{who} has no feature {name!r}{suggest(str(name), FEATURES)}")
     if not names or len(set(names)) < len(names):
-        raise UserError(f"knn got the features {names}; allowed: one or more of {', '.join(FEATURES)}, each once")
+        raise UserError(f"{who} got the features {names}; allowed: one or more of {', '.join(FEATURES)}, each once")
 
 
 def halo_of_features(names: Iterable[str]) -> int:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.ndimage import median_filter
 from sklearn.cluster import KMeans
 
-from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, _say_library_is_taken, backend_of, iterate_lloyd, select, why_no_gpu
+from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, _say_other_is_taken, backend_of, iterate_lloyd, select, why_no_gpu
 from niseg_gpu.errors import UserError
 
 
@@ -75,7 +75,9 @@ def test_kernels_are_chosen_with_the_device() -> None:
     assert select("auto", kernels="own")[0].uses["remove_spots"].startswith("numba.cuda (own kernel)")
     assert select("cpu", kernels="own")[0] is CPU
     assert select("auto")[0].kernels == "library"
-    with pytest.raises(UserError, match="kernels is 'fast'; allowed: library, own"):
+    assert select("cpu", kernels="library")[0].uses["kmeans"] == "sklearn.cluster.KMeans (lloyd)"
+    assert select("cpu")[0].uses["kmeans"] == "numba (own kernel)"
+    with pytest.raises(UserError, match="kernels is 'fast'; allowed: auto, library, own"):
         select("cpu", kernels="fast")
 
 
@@ -90,8 +92,8 @@ def test_own_kernels_need_a_gpu_that_numba_can_use(monkeypatch: pytest.MonkeyPat
 def test_what_our_kernel_lacks_goes_to_the_library_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     twin, frames = Gpu(), np.random.default_rng(0).integers(0, 9, (3, 8, 8)).astype(float)
     vars(twin).update(kernels="own", xp=np, _median=median_filter)
-    _say_library_is_taken.cache_clear()
-    settings = {"size": 3, "threshold": 2.0, "kind": "both"}
+    _say_other_is_taken.cache_clear()
+    settings = {"size": (1, 3, 3), "threshold": 2.0, "kind": "both"}
     with caplog.at_level("WARNING", logger="niseg_gpu"):
         for _ in range(2):
             for ours, theirs in zip(
@@ -101,6 +103,29 @@ def test_what_our_kernel_lacks_goes_to_the_library_and_is_said_once(caplog: pyte
     assert [r.getMessage() for r in caplog.records] == [
         "kernels is own, but not for this median: it has no 1 x 3 x 3 of float64; cuCIM's is taken"
     ]
+
+
+@pytest.mark.parametrize("dtype", [">u2", ">i2", ">i4", ">f4", ">f8", ">u8", "<i2", "u1"])
+def test_any_byte_order_comes_in(dtype: str) -> None:
+    """On the GPU the bytes travel as they are; NumPy stands in for CuPy."""
+    values = np.random.default_rng(1).integers(0, 120, (2, 5, 3)).astype(dtype)
+    values[0, 0, :2] = [-3 if values.dtype.kind != "u" else 3, 100]
+    twin, given = Gpu(), []
+    vars(twin).update(xp=type("Cupy", (), {"asarray": lambda a: given.append(a) or np.array(a)}))
+    for block in (values, values[:, ::2], values[:0]):
+        for device in (CPU, twin):
+            kept, here = block.copy(), device.from_host(block)
+            assert here.dtype == block.dtype.newbyteorder("=") and here.dtype.isnative
+            np.testing.assert_array_equal(here, kept)
+            np.testing.assert_array_equal(block, kept)
+    assert all(a.dtype.isnative and a.itemsize == values.itemsize for a in given)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [">u2", ">i2", ">i4", ">f4", ">f8"])
+def test_any_byte_order_comes_to_the_device(backend, dtype: str) -> None:
+    values = np.random.default_rng(1).integers(0, 30000, (3, 50, 41)).astype(dtype)
+    np.testing.assert_array_equal(backend.to_host(backend.from_host(values)), values)
 
 
 @pytest.mark.gpu
@@ -196,8 +221,11 @@ def test_sums_by_label_agree(rows, n_labels) -> None:
         np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-9)
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=80)))
-def test_writing_spectra_is_a_transpose(block) -> None:
-    rows = np.zeros(block.shape[::-1], np.float32)
-    CPU.write_spectra(block, rows)
-    np.testing.assert_array_equal(rows, block.T)
+@pytest.mark.parametrize("dtype, kept", [("float32", "float32"), ("int16", "float32"), ("uint16", "uint16")])
+@given(st.data())
+def test_writing_spectra_is_a_transpose(dtype, kept, data) -> None:
+    bins, pixels = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 300))
+    block = np.random.default_rng(0).integers(0, 30_000, (bins, pixels)).astype(dtype)
+    for rows in (np.zeros((pixels, bins), kept), np.zeros((pixels, bins + 3), kept)[:, 1:-2]):
+        CPU.write_spectra(block, rows)
+        np.testing.assert_array_equal(rows, block.T)

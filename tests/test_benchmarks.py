@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from benchmarks import __main__ as runner
 from benchmarks import data, ours, plain, rows, table
 from benchmarks.bench_end_to_end import Labels, launch
+from niseg_gpu.backend import CPU
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.simulate.tof import simulate_tof
 
@@ -141,19 +143,43 @@ def test_every_benchmark_refuses_wrong_output(subject, bench_data, monkeypatch):
     """The check of each subject sees a small fault in what a side gives."""
     monkeypatch.setenv("NISEG_BENCH_DATA", str(bench_data))
     for kind in runner.find_benchmarks([subject]):
+        if hasattr(kind, "why_not") and kind.why_not():
+            pytest.skip(kind.why_not())
         benchmark = kind()
         values = [choices[0] for choices in kind.params]
+        if missing := getattr(kind, "why_not", str)():
+            pytest.skip(missing)
         benchmark.setup(*values)
-        if subject == "spots":
-            expected = benchmark.time_scipy(*values)
+        expected = getattr(benchmark, benchmark.reference)(*values)
+        if subject == "spots_gpu":
+            expected = [benchmark.gpu.to_host(a).copy() for a in getattr(expected, "output", expected)]
+            faulty = [expected[0] + (np.arange(expected[0].shape[-1]) == 5).astype(expected[0].dtype), *expected[1:]]
+        elif isinstance(expected, tuple):
             faulty = (expected[0], expected[1] ^ (np.arange(64) == 5))
+        elif subject == "kmeans_gpu":
+            expected = getattr(benchmark, benchmark.reference)(*values).output
+            faulty = np.where(np.arange(expected.size) < expected.size // 500, expected + 1, expected)
+        elif subject == "simulate":
+            expected = expected.output
+            faulty = expected.with_name("faulty")
+            shutil.copytree(expected, faulty)
+            some = max((path for path in faulty.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+            some.write_bytes(some.read_bytes()[:-1] + b"?")
         else:
-            expected = getattr(benchmark, benchmark.reference)(*values)
+            expected = getattr(expected, "output", expected)
             faulty = expected.copy()
             faulty.flat[faulty.size // 2] += 1
         benchmark.assert_equal(expected, expected)
         with pytest.raises(AssertionError):
             benchmark.assert_equal(faulty, expected)
+
+
+def test_what_cannot_run_here_is_skipped_with_the_reason(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("benchmarks.bench_spots_gpu.FromRawBytes.why_not", staticmethod(lambda: "no | GPU"))
+    assert runner.main(["spots_gpu.FromRawBytes", "--json", str(tmp_path / "rows.json")]) == 0
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert row["skipped"] == "no | GPU" and "seconds" not in row
+    assert "| spots_gpu.FromRawBytes small |  | skipped: no \\| GPU |" in capsys.readouterr().out
 
 
 def test_labels_may_differ_at_ties_only(bench_data, monkeypatch):
@@ -221,3 +247,34 @@ def test_the_readmes_table_is_that_of_the_newest_results():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     text = table.format_table(json.loads(TIMINGS[-1].read_text(encoding="utf-8")))
     assert table.put_between_marks(page, text, name=table.MEASURED) == page
+
+
+def test_gpu_rows_are_skipped_with_a_reason(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.bench_kmeans_gpu.why_no_gpu", lambda: "it is out for lunch")
+    assert runner.main(["kmeans_gpu", "--json", str(tmp_path / "rows.json")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| kmeans_gpu")]
+    assert len(lines) == 3 and all("skipped: no GPU can be used: it is out for lunch" in line for line in lines)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_gpu_benchmark_on_the_cpu(monkeypatch, dtype):
+    """Its own side, with the twin of the CPU in the place of the GPU's, against scikit-learn."""
+    from benchmarks import bench_kmeans_gpu as gpu
+
+    monkeypatch.setattr(gpu, "select", lambda device, kernels: (CPU, "a test"))
+    benchmark = gpu.Iteration()
+    benchmark.setup("small", dtype)
+    ran = benchmark.time_own("small", dtype)
+    labels = plain.cluster_spectra(benchmark.counts.astype(np.float32), benchmark.start, gpu.ITERATIONS - 1).labels_
+    assert benchmark.assert_equal(ran.output, labels)["labels_the_same"] >= 0.999
+    with pytest.raises(AssertionError):
+        benchmark.assert_equal((ran.output + 1) % 10, labels)
+    assert len(np.unique(labels)) == 10
+    expected = benchmark.counts.nbytes / (ran.details["ms_per_iteration"] / 1e3) / benchmark.copying
+    assert ran.details["fraction_of_copying"] == pytest.approx(expected)
+    stream = gpu.Stream()
+    if dtype == "uint16":
+        stream.setup("small", dtype)
+        assert stream.assert_equal(
+            *(run("small", dtype).output for run in (stream.time_resident, stream.time_streamed))
+        )

@@ -81,6 +81,16 @@ def test_remove_spots_from_file_to_file(niseg, frame: Path, tmp_path: Path, endi
     np.testing.assert_array_equal(open_stack(mask).values.astype(bool), spots)
 
 
+def test_dead_pixels_from_a_file(niseg, frame: Path, tmp_path: Path) -> None:
+    out, image = tmp_path / "clean.npy", tifffile.imread(frame)
+    dead = np.zeros(image.shape, np.uint8)
+    dead[3:5, 7] = 255
+    tifffile.imwrite(tmp_path / "dead.tif", dead)
+    status, said, err = niseg("remove-spots", frame, out, "--threshold", 1000, "--dead-pixels", tmp_path / "dead.tif")
+    assert (status, err) == (0, "") and "remove_spots: 2 values of dead pixels replaced" in said
+    np.testing.assert_array_equal(np.load(out), remove_spots(image, threshold=1000, dead_pixels=dead)[0])
+
+
 def test_kmeans_from_file_to_file(niseg, data: Path, tmp_path: Path) -> None:
     out, spectra = tmp_path / "labels.tif", tmp_path / "spectra.csv"
     status, said, _ = niseg("kmeans", data / "sample", out, "--n-clusters", 3, "--spectra", spectra, "--seed", 1)

@@ -194,6 +194,7 @@ def test_missing_filter_is_named(tmp_path):
         open_hdf5(tmp_path / "a.h5")
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX, where another test has loaded it, warns of every fork
 def test_threads_pickles_and_forks_read_the_same(tmp_path, cube):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["image"] = cube

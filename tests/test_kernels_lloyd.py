@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.kernels import lloyd_xp
-from niseg_gpu.kernels.lloyd import BITS, Sums, choose_quantum
+from niseg_gpu.kernels.exact import BITS, Sums, choose_quantum
 
 DTYPES = ("float32", "uint16", "int16", "float64", "int32", ">i2")
 

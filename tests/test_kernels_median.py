@@ -12,10 +12,23 @@ from hypothesis import strategies as st
 from scipy.ndimage import median_filter
 
 from niseg_gpu.backend import CPU
-from niseg_gpu.kernels.median import DTYPES, SIZES, STRIP, clean_frames, covers, median_frames
+from niseg_gpu.kernels import compiled, median_rows
+from niseg_gpu.kernels import median_volume as volumes
+from niseg_gpu.kernels.median import (
+    CPU_SIZES,
+    DTYPES,
+    STRIP,
+    clean_and_count,
+    clean_frames,
+    covers,
+    covers_on_cpu,
+    make_rule,
+    median_frames,
+)
+from niseg_gpu.kernels.median_volume import covers_volume, median_volume
 from niseg_gpu.kernels.spots_xp import clean_spots_xp
 
-sizes = st.sampled_from(SIZES)
+sizes = st.sampled_from(CPU_SIZES)
 dtypes = st.sampled_from(sorted(DTYPES, key=str))
 shapes = npst.array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=9) | st.tuples(
     st.integers(1, 12), st.integers(20, 150)
@@ -26,11 +39,11 @@ def median_by_scipy(frames, *, size):
     return median_filter(frames, size=(1,) * (frames.ndim - 2) + (size, size), mode="nearest")
 
 
-def clean_by_numpy(frames, **settings):
+def clean_by_numpy(frames, *, size, **settings):
     def median(image, *, size):
-        return median_by_scipy(image, size=size[-1])
+        return median_filter(image, size=size, mode="nearest")
 
-    return clean_spots_xp(frames, xp=np, median=median, **settings)
+    return clean_spots_xp(frames, xp=np, median=median, size=(1,) * (frames.ndim - 2) + (size, size), **settings)
 
 
 def draw(seed: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -53,14 +66,29 @@ def test_median_equals_scipy(shape, dtype, size, seed):
     np.testing.assert_array_equal(got, median_by_scipy(frames, size=size))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", CPU_SIZES)
 @pytest.mark.parametrize("width", [STRIP - 1, STRIP, STRIP + 1, STRIP + 2, 2 * STRIP + 45])
 def test_strips_join(width, size):
     frames = draw(2, (2, 7, width), np.dtype("uint16"))
     np.testing.assert_array_equal(median_frames(frames, size=size), median_by_scipy(frames, size=size))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@settings(max_examples=60, deadline=None)
+@given(shape=npst.array_shapes(min_dims=3, max_dims=3, max_side=9), dtype=dtypes, seed=st.integers(0, 10**6))
+def test_median_of_volumes_equals_scipy(shape, dtype, seed):
+    volume = draw(seed, shape, dtype)
+    got = median_volume(volume)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, median_filter(volume, 3, mode="nearest"))
+
+
+@pytest.mark.parametrize("width", [volumes.STRIP - 1, volumes.STRIP + 1, 2 * volumes.STRIP + 5])
+def test_strips_of_volumes_join(width):
+    volume = draw(2, (3, 3, width), np.dtype("uint16"))
+    np.testing.assert_array_equal(median_volume(volume), median_filter(volume, 3, mode="nearest"))
+
+
+@pytest.mark.parametrize("size", CPU_SIZES)
 def test_any_strides(size):
     frames = draw(2, (8, 9, 40), np.dtype("uint16"))
     for view in (frames[::2, ::-1, 1::3], frames.T, np.asfortranarray(frames), np.broadcast_to(frames[0], (3, 9, 40))):
@@ -89,7 +117,64 @@ def test_clean_equals_numpy(shape, dtype, size, seed, kind, threshold):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=shapes,
+    dtype=dtypes,
+    size=sizes,
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(["bright", "dark", "both"]),
+    unit=st.sampled_from(["counts", "poisson"]),
+)
+def test_spots_are_counted_row_by_row(shape, dtype, size, seed, kind, unit):
+    frames = np.random.default_rng(seed).poisson(90, shape).astype(dtype)
+    rule = make_rule(dtype, threshold=1.3 if unit == "poisson" else 12.0, kind=kind, unit=unit)
+    cleaned, spots, counts, has_nan = clean_and_count(frames, size=size, rule=rule)
+    middle = median_by_scipy(frames, size=size)
+    limit = np.float32(1.3) * np.sqrt(np.maximum(middle.astype(np.float32), 1)) if unit == "poisson" else 12.0
+    above = frames.astype(float) - middle
+    want = {"bright": above > limit, "dark": -above > limit, "both": abs(above) > limit}[kind]
+    np.testing.assert_array_equal(spots, want)
+    np.testing.assert_array_equal(cleaned, np.where(want, middle, frames))
+    np.testing.assert_array_equal(counts, want.sum(axis=-1))
+    assert not has_nan
+
+
+@pytest.mark.parametrize("size", CPU_SIZES)
+@pytest.mark.parametrize("place", [(0, 0), (0, 69), (19, 0), (19, 69), (7, 30), (0, 1), (19, 68)])
+def test_nan_is_seen_anywhere(size, place):
+    frames = np.ones((20, 70), np.float32)
+    rule = make_rule(frames.dtype, threshold=1.0, kind="both")
+    assert not clean_and_count(frames, size=size, rule=rule)[-1]
+    frames[place] = np.nan
+    assert clean_and_count(frames, size=size, rule=rule)[-1]
+
+
+@pytest.mark.parametrize("size", CPU_SIZES)
+def test_spots_may_become_nan_in_the_same_pass(size):
+    frames = np.ones((9, 70), np.float32)
+    frames[4, ::9] = 50
+    rule = make_rule(frames.dtype, threshold=1.0, kind="both", blank=True)
+    cleaned, spots, counts, _ = clean_and_count(frames, size=size, rule=rule)
+    np.testing.assert_array_equal(spots, frames == 50)
+    np.testing.assert_array_equal(np.isnan(cleaned), spots)
+    assert (cleaned[~spots] == 1).all() and counts[4] == 8
+
+
+@pytest.mark.parametrize("kernel", [median_rows.filter5, volumes._filter27])
+def test_the_cache_sees_changes_in_any_kernel_file(kernel, monkeypatch, tmp_path):
+    """Its key holds the text of all of them; numba's own looks at the one that holds the kernel."""
+    keys = []
+    for text in ("", "# another"):
+        (tmp_path / "networks.py").write_text(text)
+        monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+        compiled.hash_sources.cache_clear()
+        keys.append(kernel._cache._index_key((), kernel.targetctx.codegen()))
+    compiled.hash_sources.cache_clear()
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("size", CPU_SIZES)
 def test_threshold_in_float32(size):
     """0.1 is no float32: the comparison rounds the threshold, as NumPy's does."""
     frames = np.zeros((5, 40), np.float32)
@@ -98,7 +183,7 @@ def test_threshold_in_float32(size):
     assert clean_frames(frames, size=size, threshold=0.0999999, kind="both")[1].sum() == 10
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", CPU_SIZES)
 def test_nan_is_no_spot_and_stays(size):
     frames = draw(1, (20, 70), np.dtype("float32"))
     hole = np.random.default_rng(3).random(frames.shape) < 0.3
@@ -149,6 +234,8 @@ def test_threads_at_once_give_the_same():
 )
 def test_twin_takes_scipy_where_no_kernel_is(dtype, size, covered):
     assert covers(dtype, size) is covered
+    assert covers_on_cpu(dtype, size) is (covered or size[-1] == 7)
+    assert covers_volume(dtype, size) is (size == (3, 3, 3))
     frames = np.random.default_rng(0).integers(0, 99, (4, 9, 11)[-len(size) :]).astype(dtype)
     got = CPU.median(frames, size=size)
     np.testing.assert_array_equal(got, median_filter(frames, size=size, mode="nearest"))

@@ -16,6 +16,7 @@ LAYERS = {
     "stack": 1,
     "chunks": 1,
     "kernels": 1,
+    "xla": 1,
     "backend": 1,
     "io": 2,
     "correct": 3,
@@ -29,11 +30,12 @@ LAYERS = {
     "knn_features": 3,
     "knn_model": 3,
     "knn": 3,
-    "simulate": 3,
     "unet": 3,
+    "simulate": 3,
     "figures": 4,
     "figures_clusters": 4,
     "figures_spectra": 4,
+    "figures_unet": 4,
     "figures_evaluate": 4,
     "figures_augment": 4,
     "figures_knn": 4,
@@ -45,6 +47,7 @@ LAYERS = {
     "pipeline": 4,
     "cli_options": 5,
     "cli_knn": 5,
+    "cli_unet": 5,
     "cli": 5,
     "__main__": 6,
 }
@@ -87,7 +90,9 @@ def test_only_backend_names_device_libraries(path: Path) -> None:
         assert not name.startswith("scipy.ndimage"), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("room", ["correct", "tof", "spots", "kmeans", "knn_features", "knn_model", "knn", "kernels"])
+@pytest.mark.parametrize(
+    "room", ["correct", "tof", "spots", "kmeans", "knn_features", "knn_model", "knn", "unet", "kernels"]
+)
 def test_no_step_knows_dask(room: str) -> None:
     for path in MODULES:
         if room_of(path) == room:

@@ -13,7 +13,7 @@ import xarray as xr
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from niseg_gpu.errors import UserError
-from niseg_gpu.pipeline import run as run_module
+from niseg_gpu.pipeline import clusters
 from niseg_gpu.pipeline.parse import parse_pipeline
 from niseg_gpu.pipeline.run import run_pipeline
 from niseg_gpu.simulate.tof import simulate_tof
@@ -49,7 +49,9 @@ def finished(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_holds_what_the_readme_promises(finished: Path) -> None:
-    assert {p.name for p in finished.iterdir()} == {"result.zarr", "report.html", "preview", "run.json", "log.txt"}
+    assert {p.name for p in finished.iterdir()} == {
+        "result.zarr", "spectra.csv", "report.html", "preview", "run.json", "log.txt",
+    }  # fmt: skip
     assert {"labels.png", "mean_image.png", "spectra.png", "spots.png"} <= {
         p.name for p in (finished / "preview").iterdir()
     }
@@ -129,7 +131,7 @@ def test_nothing_is_left_of_a_run_that_fails(simulated: Path, tmp_path: Path, mo
     def fail(*args, **kwargs):
         raise fault
 
-    monkeypatch.setattr(run_module, "fit_kmeans", fail)
+    monkeypatch.setattr(clusters, "fit_kmeans", fail)
     expected = UserError if isinstance(fault, OSError) else type(fault)
     with pytest.raises(expected):
         run_pipeline(parse_pipeline(pipeline_of(simulated, tmp_path / "out")), quiet=True)

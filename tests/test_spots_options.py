@@ -13,8 +13,10 @@ from scipy.ndimage import label, median_filter
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.errors import UserError
+from niseg_gpu.findings import collect
+from niseg_gpu.kernels.spots_xp import replace_spots_xp
 from niseg_gpu.pipeline.engine import Engine
-from niseg_gpu.pipeline.parse import parse_steps
+from niseg_gpu.pipeline.parse import parse_pipeline, parse_steps
 from niseg_gpu.spots import remove_spots
 
 
@@ -172,3 +174,141 @@ def test_borders_between_groups_of_frames_are_invisible(replacement) -> None:
         np.testing.assert_array_equal(spots, expected[1])
         np.testing.assert_array_equal(image, expected[0])
         assert f"remove_spots: {expected[1].sum()} spots replaced" in engine.clock.findings()
+
+
+def both_ways(image: np.ndarray, **options) -> None:
+    """The compiled way and the one of whole-array calls, which the GPU takes too."""
+    options = {"kind": "both", "replacement": "median", "max_area": None, "dead": None} | options
+    own = (slice(None),) * (image.ndim - 1) + (slice(1, None),)
+    ours = CPU.replace_spots(image, own=own, **options)
+    theirs = replace_spots_xp(image, backend=CPU, own=own, **options)
+    assert ours[0].dtype == theirs[0].dtype == image.dtype
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6 if options["replacement"] == "mean" else 0)
+    assert ours[2] == theirs[2] == ours[1][own].sum()
+
+
+@given(
+    dtype=st.sampled_from([np.uint16, np.int16, np.float32]),
+    shape=hnp.array_shapes(min_dims=2, max_dims=3, max_side=9),
+    size=st.sampled_from([3, 5, 7, 9]),
+    seed=st.integers(0, 10**6),
+    unit=st.sampled_from([("counts", 40.0), ("poisson", 2.7), ("sigma", 3.1)]),
+    kind=st.sampled_from(["bright", "dark", "both"]),
+    replacement=st.sampled_from(["median", "mean", "nan"]),
+    max_area=st.sampled_from([None, None, 2]),
+    volume=st.booleans(),
+    holes=st.sampled_from(["", "nan", "dead", "nan, dead"]),
+)
+def test_both_ways_give_the_same(dtype, shape, size, seed, unit, kind, replacement, max_area, volume, holes) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.poisson(200, shape).astype(dtype)
+    image[rng.random(shape) < 0.05] += 90
+    if "nan" in holes and dtype is np.float32:
+        image[rng.random(shape) < 0.2] = np.nan
+    both_ways(
+        image,
+        window=(size,) * len(shape) if volume else (1,) * (len(shape) - 2) + (size, size),
+        threshold=unit[1],
+        threshold_unit=unit[0],
+        kind=kind,
+        replacement="median" if replacement == "nan" and dtype is not np.float32 else replacement,
+        max_area=max_area,
+        dead=rng.random(shape[-2:]) < 0.2 if "dead" in holes else None,
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+@pytest.mark.parametrize("unit", ["counts", "poisson", "sigma"])
+def test_both_ways_give_the_same_for_other_integers(dtype, unit) -> None:
+    image = np.random.default_rng(0).poisson(90, (2, 9, 40)).astype(dtype)
+    if dtype is np.int32:
+        image[0, 3, ::3], image[0, 4, ::3] = (
+            np.iinfo(dtype).max,
+            np.iinfo(dtype).min,
+        )  # no signed type holds the difference
+    both_ways(image, window=(1, 3, 3), threshold=2.5, threshold_unit=unit)
+
+
+def dead_frame(dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    frame, dead = spotted(dtype, seed=3), np.random.default_rng(5).random((17, 23)) < 0.1
+    dead[8:11, 8:11] = True  # the middle one has no live neighbour
+    frame[dead] = 0
+    return frame, dead
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("replacement", ["median", "mean"])
+def test_dead_pixels_are_no_neighbours_and_are_replaced(dtype, replacement) -> None:
+    frame, dead = dead_frame(dtype)
+    with collect() as found:
+        cleaned, spots = remove_spots(frame, threshold=60, replacement=replacement, dead_pixels=dead)
+    expected, where = loop_remove(np.where(dead, np.nan, frame.astype(np.float32)), size=3, threshold=60, kind="both")
+    assert not spots[dead].any() and spots.any()
+    np.testing.assert_array_equal(spots, where)
+    if replacement == "median":
+        expected = np.rint(expected) if dtype is np.uint16 else expected
+        np.testing.assert_array_equal(cleaned[~dead], expected[~dead])
+    for y, x in np.argwhere(dead):
+        values = window(np.where(dead, np.nan, frame), y, x, 3, outside=replacement == "median")
+        if replacement == "mean":
+            values = window(np.where(dead | spots, np.nan, frame), y, x, 3, outside=False)
+        values = values[~np.isnan(values)]
+        if not values.size:
+            assert (y, x) == (9, 9) and (cleaned[y, x] == 0 if dtype is np.uint16 else np.isnan(cleaned[y, x]))
+            continue
+        value = np.median(values) if replacement == "median" else values.mean()
+        np.testing.assert_allclose(cleaned[y, x], np.rint(value) if dtype is np.uint16 else value, rtol=1e-6)
+    assert found["values of dead pixels replaced"] == dead.sum() and found["spots replaced"] == spots.sum()
+
+
+def test_a_mask_without_dead_pixels_changes_nothing_and_nan_goes_where_nan_replaces() -> None:
+    frame, dead = dead_frame(np.float32)
+    plain = remove_spots(frame, threshold=60)
+    for got, want in zip(remove_spots(frame, threshold=60, dead_pixels=np.zeros_like(dead)), plain, strict=True):
+        np.testing.assert_array_equal(got, want)
+    cleaned, spots = remove_spots(frame, threshold=60, replacement="nan", dead_pixels=dead)
+    np.testing.assert_array_equal(np.isnan(cleaned), spots | dead)
+    with pytest.raises(UserError, match="dead_pixels has shape .*; give a mask of one frame"):
+        remove_spots(frame, threshold=60, dead_pixels=dead[1:])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"threshold_unit": "sigma", "threshold": 4}, {"replacement": "mean", "neighbourhood": "volume"}]
+)
+def test_dead_pixels_from_a_file_in_blocks(tmp_path, options) -> None:
+    values = np.stack([spotted(np.uint16, seed=s, shape=(150, 23)) for s in range(9)])
+    dead = np.random.default_rng(5).random((150, 23)) < 0.05
+    np.save(tmp_path / "dead.npy", dead.astype(np.uint8) * 255)
+    options = {"threshold": 60, **options}
+    expected = remove_spots(values, **options, dead_pixels=dead)
+    pipeline = {"input": "run", "steps": [{"remove_spots": {**options, "dead_pixels": "dead.npy"}}]}
+    steps = parse_pipeline(pipeline, base=tmp_path).steps
+    for whole in (frozenset(), frozenset({"tof"})):
+        engine = Engine(CPU, block_bytes=1)
+        stack = xr.DataArray(values, dims=("tof", "y", "x")).chunk({"tof": 3, "y": 11})
+        applied = engine.apply(stack, steps, whole=whole)
+        assert max(map(len, applied.image.chunks)) > 1
+        image, spots = dask.compute(applied.image.data, applied.masks["spots"].data)
+        np.testing.assert_array_equal(spots, expected[1])
+        np.testing.assert_array_equal(image, expected[0])
+        found = engine.clock.findings()
+        assert f"remove_spots: {expected[1].sum()} spots replaced" in found
+        assert f"remove_spots: {9 * dead.sum()} values of dead pixels replaced" in found
+
+
+@pytest.mark.parametrize(
+    ("mask", "complaint"),
+    [
+        (np.zeros((5, 6)), r"dead.npy has shape \(5, 6\), the frames \(17, 23\); give a mask of one frame"),
+        (np.ones((17, 23)), "dead.npy marks 100% of the pixels; allowed: 50% at most"),
+        (None, "dead.npy"),
+    ],
+)
+def test_masks_of_dead_pixels_that_cannot_be_right(tmp_path, mask, complaint) -> None:
+    if mask is not None:
+        np.save(tmp_path / "dead.npy", mask)
+    steps = parse_steps([{"remove_spots": {"threshold": 1, "dead_pixels": "dead.npy"}}], base=tmp_path)
+    stack = xr.DataArray(np.zeros((2, 17, 23), np.uint16), dims=("tof", "y", "x")).chunk()
+    with pytest.raises(UserError, match=complaint):
+        Engine(CPU).fit(stack, steps, reading=False)

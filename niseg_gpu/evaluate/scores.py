@@ -104,10 +104,10 @@ def evaluate_scores(scores: Any, truth: Any, *, exact_pixels: int = EXACT_PIXELS
     """
     if math.prod(scores.shape) <= exact_pixels:
         *parts, missing = zip(*map_pieces(_split, scores=scores, truth=truth), strict=True)
-        return _evaluate(*_count_ties(*parts), no_score=sum(missing), binned=False)
+        return evaluate_counts(*_count_ties(*parts), no_score=sum(missing), binned=False)
     bins = _Bins()
     map_pieces(bins.add, scores=scores, truth=truth)
-    return _evaluate(*bins.table(), no_score=bins.missing, binned=True)
+    return evaluate_counts(*bins.table(), no_score=bins.missing, binned=True)
 
 
 def _split(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, int]:
@@ -158,10 +158,22 @@ class _Bins:
         return values.astype(float), *self.counts[:, keys]
 
 
-def _evaluate(
-    values: np.ndarray, true: np.ndarray, other: np.ndarray, *, no_score: int, binned: bool
+def evaluate_counts(
+    values: np.ndarray, true: np.ndarray, other: np.ndarray, *, no_score: int = 0, binned: bool = True
 ) -> ScoreEvaluation:
-    """Everything that follows from how many true and other pixels have each score."""
+    """Say everything that follows from how many true and other pixels have each score.
+
+    Parameters
+    ----------
+    values : (N,) float ndarray
+        Scores, ascending; where they were counted in bins, the lowest of each bin.
+    true, other : (N,) integer ndarray
+        Pixels of the truth and others with each score.
+    no_score : int
+        Pixels that were left out.
+    binned : bool
+        Whether an entry stands for a bin, and not for one score.
+    """
     positives, negatives = int(true.sum()), int(other.sum())
     if not positives:
         empty = {name: np.empty(0) for name in CURVE}

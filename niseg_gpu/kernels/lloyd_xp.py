@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from niseg_gpu.kernels.lloyd import Sums
+from niseg_gpu.kernels.exact import Sums
 from niseg_gpu.kernels.moments import Bounds
 
 BLOCK_BYTES = 64 * 2**20

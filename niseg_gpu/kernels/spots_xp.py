@@ -13,7 +13,7 @@ PIECE = 1 << 18  # windows gathered at a time
 
 
 def clean_spots_xp(
-    image: Any, *, xp: Any, median: Callable[..., Any], size: int, threshold: float, kind: str
+    image: Any, *, xp: Any, median: Callable[..., Any], size: tuple[int, ...], threshold: float, kind: str
 ) -> tuple[Any, Any]:
     """Replace what differs from the running median by more than `threshold`; see `niseg_gpu.spots.remove_spots`.
 
@@ -24,8 +24,10 @@ def clean_spots_xp(
         Array namespace of `image`.
     median : callable
         ``(image, size=sides per axis) -> running median``.
+    size : tuple of int
+        Sides of the window along each axis.
     """
-    middle = median(image, size=(1,) * (image.ndim - 2) + (size, size))
+    middle = median(image, size=size)
     spots = _find(image, middle, threshold, kind, xp=xp)
     return xp.where(spots, middle, image), spots
 
@@ -64,22 +66,36 @@ def replace_spots_xp(
         Spots within `own`.
     """
     xp = backend.xp
-    flat = all(side == 1 for side in window[:-2])
-    plain = threshold_unit == "counts" and replacement == "median" and max_area is None and flat
+    if threshold_unit == "counts" and replacement == "median" and max_area is None and dead is None:
+        done = backend.clean_spots(image, size=window, threshold=threshold, kind=kind, own=own)
+        if not done.has_nan:
+            return done.image, done.spots, done.number
     missing = find_missing(image, dead, xp=xp)
-    if plain and missing is None:
-        cleaned, spots = backend.clean_spots(image, size=window[-1], threshold=threshold, kind=kind)
-    else:
-        median = median_of_values(image, window, missing, backend=backend)
-        limit = threshold * _noise(image, median, threshold_unit, missing, backend=backend)
-        spots = _find(image, median, limit, kind, xp=xp)
-        if dead is not None:
-            spots &= ~dead
-        if max_area is not None:
-            spots = _drop_large(spots, max_area, backend=backend)
-        replaced = spots if dead is None else spots | dead
-        cleaned = _replace(image, median, replaced, missing, window=window, replacement=replacement, xp=xp)
+    median = median_of_values(image, window, missing, backend=backend)
+    limit = threshold * _noise(image, median, threshold_unit, missing, backend=backend)
+    spots = _find(image, median, limit, kind, xp=xp)
+    if dead is not None:
+        spots &= ~dead
+    if max_area is not None:
+        spots = _drop_large(spots, max_area, backend=backend)
+    replaced = spots if dead is None else spots | dead
+    cleaned = _replace(image, median, replaced, missing, window=window, replacement=replacement, xp=xp)
     return cleaned, spots, xp.sum(spots[own])
+
+
+def count_own(spots: Any, own: tuple[slice, ...]) -> Any:
+    """How many spots lie in the frames, rows and columns of `own`; all of them where it is empty."""
+    return spots[(..., *own[-spots.ndim :])].sum()
+
+
+def frames_and_rows(own: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    """The frames and rows of `own` where it holds all columns of an image of `shape`; None where it doesn't."""
+    if not own:
+        return ()
+    own = (slice(None),) * (3 - len(own)) + tuple(own)
+    if len(own) != 3 or len(shape) > 3 or own[2].indices(shape[-1]) != (0, shape[-1], 1):
+        return None
+    return own[:2] if len(shape) == 3 else (slice(None), own[1])
 
 
 def find_missing(image: Any, dead: Any, *, xp: Any) -> Any:

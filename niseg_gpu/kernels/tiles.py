@@ -10,8 +10,8 @@ from numba import njit
 
 from niseg_gpu.kernels.vectors import SIDE, turn_square
 
-FEATURES = 512  # of a block, summed in one go
-TILE_BYTES = 192 * 1024
+FEATURES = 768  # of a block, summed in one go
+TILE_BYTES = 128 * 1024  # twice that where features lie far apart, for longer runs of pixels
 LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of 24, so that rows go by threes and by eights
 LINE = 64  # bytes
 DTYPES = frozenset(np.dtype(t) for t in ("float32", "uint16", "int16", "uint8"))  # read as they are
@@ -43,12 +43,11 @@ def gather_rows(flat, origin, row_step, feature_step, rows, mean, tile):  # type
                 tile[b, r, f] = np.float32(flat[origin + (first + f) * feature_step + r * row_step]) - mean[first + f]
 
 
-def empty_tile(features: int) -> np.ndarray:
+def empty_tile(features: int, *, by_rows: bool = True) -> np.ndarray:
+    """A tile (blocks, rows, features of a block), filled up with zeros to whole vectors."""
     blocks = math.ceil(features / FEATURES)
-    width = math.ceil(features / blocks)
-    if width > SIDE:
-        width = math.ceil(width / (2 * SIDE)) * 2 * SIDE
-    rows = TILE_BYTES // (4 * blocks * width) // LEAST_ROWS * LEAST_ROWS
+    width = math.ceil(math.ceil(features / blocks) / SIDE) * SIDE
+    rows = TILE_BYTES * (1 if by_rows else 2) // (4 * blocks * width) // LEAST_ROWS * LEAST_ROWS
     return aligned_zeros((blocks, min(max(rows, LEAST_ROWS), MOST_ROWS), width), np.float32)
 
 

@@ -8,6 +8,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 SIDE = 8
+ROWS, CENTROIDS = 3, 4  # multiplied at a time: 12 vectors of sums, as many as fit 16 registers
 FLOAT, INDEX = ir.FloatType(), ir.IntType(32)
 
 
@@ -98,3 +99,81 @@ def _transpose(builder, lines):  # type: ignore[no-untyped-def]
 
 def _numbers(values):  # type: ignore[no-untyped-def]
     return ir.Constant(ir.VectorType(INDEX, SIDE), values)
+
+
+@intrinsic
+def multiply_block(typing, rows, row, row_step, panel, column, width, products, place, place_step):  # type: ignore[no-untyped-def]
+    """Add the products of 3 rows with 4 centroids to `products`.
+
+    ``products[place + i * place_step + j] += sum(rows[row + i * row_step + f] * panel[column + j * width + f])`` for i
+    from 0 to 2 and j from 0 to 3, over f below `width`, a multiple of 8: eight sums side by side, each in order, then
+    added in pairs. The rounding is the same on every processor.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        rows, row, row_step, panel, column, width, products, place, place_step = arguments
+        kinds, index = signature.args, row.type
+
+        def at(kind, array, start, step, number):  # type: ignore[no-untyped-def]
+            return _pointer(context, builder, kind, array, builder.add(start, builder.mul(step, index(number))))
+
+        lines = [at(kinds[0], rows, row, row_step, i) for i in range(ROWS)]
+        columns = [at(kinds[3], panel, column, width, j) for j in range(CENTROIDS)]
+        sums = _sum_products(builder, lines, columns, width)
+        vector = ir.VectorType(FLOAT, CENTROIDS)
+        for i in range(ROWS):
+            target = builder.bitcast(at(kinds[6], products, place, place_step, i), vector.as_pointer())
+            total = _add_up(builder, sums[i])
+            builder.store(builder.fadd(builder.load(target, align=4), total), target, align=4)
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(rows, index, index, panel, index, index, products, index, index), generate
+
+
+def _sum_products(builder, lines, columns, width):  # type: ignore[no-untyped-def]
+    """The loop over the features: a vector of eight sums for every line and column."""
+    vector = ir.VectorType(FLOAT, SIDE)
+    fused = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{SIDE}f32"
+    )
+    before, loop = builder.block, builder.append_basic_block("features")
+    after = builder.append_basic_block("done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    f = builder.phi(width.type)
+    f.add_incoming(width.type(0), before)
+    sums = [[builder.phi(vector) for _ in columns] for _ in lines]
+
+    def load(line):  # type: ignore[no-untyped-def]
+        return builder.load(builder.bitcast(builder.gep(line, [f]), vector.as_pointer()), align=4)
+
+    values = [load(line) for line in lines]
+    new = [[None] * len(columns) for _ in lines]
+    for j, column in enumerate(columns):
+        other = load(column)
+        for i, value in enumerate(values):
+            new[i][j] = builder.call(fused, [value, other, sums[i][j]])
+    following = builder.add(f, width.type(SIDE))
+    f.add_incoming(following, loop)
+    for i in range(len(lines)):
+        for j in range(len(columns)):
+            sums[i][j].add_incoming(ir.Constant(vector, [0.0] * SIDE), before)
+            sums[i][j].add_incoming(new[i][j], loop)
+    builder.cbranch(builder.icmp_signed("<", following, width), loop, after)
+    builder.position_at_end(after)
+    return new
+
+
+def _add_up(builder, four):  # type: ignore[no-untyped-def]
+    """The sums of four vectors of eight, as a vector of four."""
+
+    def pairs(one, other):  # type: ignore[no-untyped-def]
+        """Sums of neighbours within each half: of `one`, then of `other`."""
+        even = [0, 2, 8, 10, 4, 6, 12, 14]
+        evens = builder.shuffle_vector(one, other, _numbers(even))
+        return builder.fadd(evens, builder.shuffle_vector(one, other, _numbers([i + 1 for i in even])))
+
+    total = pairs(pairs(four[0], four[1]), pairs(four[2], four[3]))
+    halves = [ir.Constant(ir.VectorType(INDEX, 4), [h + i for i in range(4)]) for h in (0, 4)]
+    return builder.fadd(*(builder.shuffle_vector(total, total, half) for half in halves))

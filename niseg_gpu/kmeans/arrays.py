@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.backend import GPU, backend_of, count_cores, select
+from niseg_gpu.backend import CPU, GPU, backend_of, count_cores, select
 from niseg_gpu.errors import UserError
+from niseg_gpu.kernels.bus import ROOMS
 from niseg_gpu.kmeans.points import PART_BYTES, READERS, LocalPoints, Part, Points, Region, choose_part_bytes, cut_map
 
 SPARE = 0.1  # of the budget, for what is small
+HOST_SHARE = 0.5  # of the host's memory, for what a GPU has no room for
 
 
 def open_points(
@@ -35,7 +37,7 @@ def open_points(
         Where the blocks of a Dask array are worked on; other arrays stay where they are.
     memory_budget : int, optional
         Bytes of the device's memory that a Dask array may take; half of it by default. What is more is read anew in
-        each pass.
+        each pass; for a GPU it is kept in half of the host's memory first, and crosses the bus in each pass.
     workers : int, optional
         Threads; all cores by default.
 
@@ -67,16 +69,21 @@ def open_points(
 
 
 def _hold_parts(
-    array: Any, axis: int, regions: list[Region], *, backend: Any, keep_bytes: int, workers: int
+    array: Any, axis: int, regions: list[Region], *, backend: Any, keep_bytes: int, workers: int, hold_bytes: int = 0
 ) -> LocalPoints:
-    """Points over regions of an array, of which the first `keep_bytes` stay in memory once read."""
+    """Points over regions of an array.
+
+    Once read, the first `keep_bytes` stay in the memory of the device, and `hold_bytes` of the rest in the host's.
+    """
     map_shape = array.shape[:axis] + array.shape[axis + 1 :]
     parts, pixel_bytes = [], array.shape[axis] * array.dtype.itemsize
     for i, region in enumerate(regions):
         n = math.prod(s.stop - s.start for s in region)
         keep_bytes -= n * pixel_bytes
+        keep = keep_bytes >= 0
+        hold_bytes -= 0 if keep else n * pixel_bytes
         labels = backend.xp.full(n, -1, dtype=backend.xp.int32)
-        parts.append(Part(i, backend, array, axis, region, labels, keep=keep_bytes >= 0))
+        parts.append(Part(i, backend, array, axis, region, labels, keep=keep, hold=not keep and hold_bytes >= 0))
     return LocalPoints(parts, map_shape=map_shape, n_features=array.shape[axis], workers=workers)
 
 
@@ -118,8 +125,8 @@ def _open_lazy(
     pixels = math.prod(map_shape)
     pixel_bytes = array.shape[axis] * array.dtype.itemsize
     workers = min(workers, backend.threads)
-    # a block waits, is read (twice its size, put together from chunks) or is worked on
-    at_once = 2 * workers + 2 * READERS
+    # a block waits, is read (twice its size, put together from chunks), is worked on or on its way from the host
+    at_once = 2 * workers + 2 * READERS + (ROOMS if backend.has_bus else 0)
     left = int(budget * (1 - SPARE)) - 8 * pixels
     if left < 2 * at_once * pixel_bytes:
         raise UserError(
@@ -130,4 +137,5 @@ def _open_lazy(
     chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis]
     regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
     keep = left - at_once * part_bytes
-    return _hold_parts(array, axis, regions, backend=backend, keep_bytes=keep, workers=workers)
+    hold = int(CPU.count_memory() * HOST_SHARE) if backend.has_bus else 0
+    return _hold_parts(array, axis, regions, backend=backend, keep_bytes=keep, hold_bytes=hold, workers=workers)

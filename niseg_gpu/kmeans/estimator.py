@@ -138,7 +138,7 @@ class KMeans:
         own = measure_points(points)
         mean = self._measure.mean
         # its own quantum: the sums are thrown away, but must not overflow
-        measure = Measure(own.n, mean, own.largest + float(np.abs(own.mean - mean).max()), own.total)
+        measure = Measure(own.n, mean, own.largest + float(np.abs(own.mean - mean).max()), own.total, own.variance)
         if own.n:
             assign(points, measure, self.cluster_centers_ - mean)
         return _read(points, own)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.kernels.lloyd import Sums, choose_quantum
+from niseg_gpu.kernels.exact import Sums, choose_quantum
 from niseg_gpu.kmeans.points import Part
 
 UNLABELLED = np.iinfo(np.int32).max  # before the first pass: no label is that, so every label is seen to change
@@ -24,22 +24,21 @@ class Measure:
     n : int
         Their number.
     mean : (features,) float32 ndarray
-        Taken off every pixel before distances are computed, as scikit-learn does.
+        Taken off every pixel before distances are computed, as scikit-learn does. Of 8- and 16-bit integers the
+        nearest whole number: what is left is whole then, and neither distances nor sums round it.
     largest : float
         No value less the mean is larger.
     total : float
         Sum of squared distances from the mean.
+    variance : float
+        Mean variance of the features.
     """
 
     n: int
     mean: np.ndarray
     largest: float
     total: float
-
-    @property
-    def variance(self) -> float:
-        """Mean variance of the features."""
-        return self.total / (self.n * self.mean.size)
+    variance: float
 
     @property
     def quantum(self) -> float:
@@ -73,15 +72,17 @@ class Fit:
 
 def measure_points(points: Any) -> Measure:
     """Find the pixels with data, their mean and spread, in three passes; pixels without are labelled -1."""
-    n, low, high = points.each(mark_valid, merge=_merge_bounds)
+    n, low, high, whole = points.each(mark_valid, merge=_merge_bounds)
     if n == 0:
-        return Measure(0, np.zeros(points.n_features, np.float32), 0.0, 0.0)
+        return Measure(0, np.zeros(points.n_features, np.float32), 0.0, 0.0, 0.0)
     centre = (low / 2 + high / 2).astype(np.float32)
     sums, _ = _sum_about(points, centre, n, low, high)
     mean = (centre + sums / n).astype(np.float32)
+    mean = np.rint(mean) if whole else mean
     # the squares of just those float32 differences that the iteration will see, or small inertias would drown
-    _, squares = _sum_about(points, mean, n, low, high)
-    return Measure(n, mean, _reach(mean, low, high), squares)
+    sums, squares = _sum_about(points, mean, n, low, high)
+    variance = max(squares - float(np.sum(sums**2)) / n, 0.0) / (n * mean.size)
+    return Measure(n, mean, _reach(mean, low, high), squares, variance)
 
 
 def _sum_about(points: Any, centre: np.ndarray, n: int, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, float]:
@@ -175,12 +176,13 @@ def _relocate(
     return sums, sizes
 
 
-def mark_valid(part: Part, pixels: Any) -> tuple[int, np.ndarray, np.ndarray]:
-    """Label pixels without data -1; return how many have some, and the range of each feature."""
+def mark_valid(part: Part, pixels: Any) -> tuple[int, np.ndarray, np.ndarray, bool]:
+    """Label pixels without data -1; return how many have some, the range of each feature, and whether all is whole."""
     bounds = part.backend.find_bounds(pixels)
     xp, to_host = part.backend.xp, part.backend.to_host
     part.labels[...] = xp.where(bounds.valid, UNLABELLED, -1)
-    return int(xp.sum(bounds.valid)), to_host(bounds.low), to_host(bounds.high)
+    whole = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
+    return int(xp.sum(bounds.valid)), to_host(bounds.low), to_host(bounds.high), whole
 
 
 def sum_moments(part: Part, pixels: Any, *, centre: np.ndarray, **quanta: float) -> tuple[np.ndarray, float]:
@@ -195,13 +197,7 @@ def forget_labels(part: Part, pixels: Any) -> None:
 
 def assign_and_sum(part: Part, pixels: Any, *, centroids: np.ndarray, mean: np.ndarray, quantum: float) -> Sums:
     backend = part.backend
-    found = backend.assign_and_sum(
-        pixels,
-        centroids=backend.from_host(centroids),
-        mean=backend.from_host(mean),
-        quantum=quantum,
-        labels=part.labels,
-    )
+    found = backend.assign_and_sum(pixels, centroids=centroids, mean=mean, quantum=quantum, labels=part.labels)
     return Sums(backend.to_host(found.sums), backend.to_host(found.sizes), found.moved)
 
 
@@ -223,7 +219,7 @@ def read_labels(part: Part, pixels: Any) -> np.ndarray:
 
 
 def _merge_bounds(one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
-    return one[0] + other[0], np.minimum(one[1], other[1]), np.maximum(one[2], other[2])
+    return one[0] + other[0], np.minimum(one[1], other[1]), np.maximum(one[2], other[2]), one[3] and other[3]
 
 
 def _add(one: Any, other: Any) -> Any:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ class Part:
     labels : (n,) int32 array
         On the device. Negative: no data, in no cluster.
     keep : bool
-        Whether what is read stays in memory.
+        Whether what is read stays in the memory of the device.
+    hold : bool
+        Whether it stays in the host's, where the device has one of its own.
     """
 
     number: int
@@ -52,7 +55,9 @@ class Part:
     region: Region
     labels: Any
     keep: bool = False
+    hold: bool = False
     block: Any = None
+    held: Any = None
 
     @property
     def is_near(self) -> bool:
@@ -69,6 +74,8 @@ class Part:
         rows = self.backend.as_rows(block, axis=self.axis)
         if self.keep:
             self.block = rows
+        elif self.hold:
+            self.held = self.backend.pin_rows(rows)
         return rows
 
 
@@ -172,13 +179,14 @@ class LocalPoints(Points):
         numbers = list(self.parts) if only is None else list(only)
         if not reading:
             return [task(self.parts[i], None, **arguments) for i in numbers]
-        feed = Feed([(i, self.parts[i]) for i in numbers], ahead=self.workers)
+        held = [(i, self.parts[i].held) for i in numbers if self.parts[i].held is not None]
+        feed = Feed([(i, self.parts[i]) for i in numbers if self.parts[i].held is None], ahead=self.workers)
         results: dict[int, Any] = {}
         merged: list[Any] = []
         lock = threading.Lock()
 
         def work() -> None:
-            for number, pixels in feed:
+            for number, pixels in chain(self._bring(held), feed):
                 result = task(self.parts[number], pixels, **arguments)
                 del pixels
                 with lock:
@@ -192,6 +200,11 @@ class LocalPoints(Points):
         else:
             _run_threads(feed, work, self.workers)
         return merged[0] if merge is not None else [results[i] for i in numbers]
+
+    def _bring(self, held: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, Any]]:
+        """What the host holds, on the device; there is one thread that works for it."""
+        for number, rows in self.backend.bring(held) if held else ():
+            yield number, rows[:, : self.n_features]
 
 
 class Feed:

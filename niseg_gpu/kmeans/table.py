@@ -36,9 +36,8 @@ class PixelTable:
         pixels, dtype = int(np.prod(self.map_shape)), np.dtype(dtype)
         narrow = dtype.kind in "iu" and dtype.itemsize <= 2 and not extras
         self.n_features, self.extras = shape[0] if features else 1, extras
-        self.rows = backend.xp.empty(
-            (pixels, self.n_features + extras), dtype=dtype.newbyteorder("=") if narrow else np.float32
-        )
+        kept = dtype.newbyteorder("=") if narrow else np.dtype(np.float32)
+        self.rows = backend.empty_rows(pixels, self.n_features + extras, kept)
         self.valid = np.zeros(pixels, dtype=bool)
 
     @property

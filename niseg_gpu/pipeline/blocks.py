@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,21 @@ if TYPE_CHECKING:
 
 
 def halo_of(stages: Sequence[Any]) -> tuple[int, int]:
-    """What a block must see beyond its border to come through all stages: along the first axis, and in y and x."""
+    """What a block must see beyond its border to come through all stages: along the first axis, and in y and x.
+
+    Rounded up to the grid, so that a block with its halo starts on it too.
+    """
     halos = [stage.op.halo(**stage.state) for stage in stages]
     pairs = [halo if isinstance(halo, tuple) else (0, halo) for halo in halos]
-    return sum(first for first, _ in pairs), sum(pixels for _, pixels in pairs)
+    sums = (sum(first for first, _ in pairs), sum(pixels for _, pixels in pairs))
+    first, pixels = (math.ceil(n / step) * step for n, step in zip(sums, grid_of(stages), strict=True))
+    return first, pixels
+
+
+def grid_of(stages: Sequence[Any]) -> tuple[int, int]:
+    """What blocks must start at multiples of: along the first axis, and in y and x."""
+    pairs = [stage.op.grid(**stage.state) for stage in stages]
+    return math.lcm(*(first for first, _ in pairs)), math.lcm(*(pixels for _, pixels in pairs))
 
 
 def pictured_stage(stages: Sequence[Any]) -> int | None:

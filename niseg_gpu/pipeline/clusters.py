@@ -44,6 +44,9 @@ def _findings(
         yield "pixels without data, in no cluster", missing
     if found.n_iter >= max_iter and tol > 0:
         yield "iterations done, stopped by max_iter before it settled", found.n_iter
+    empty = int((found.pixels == 0).sum())
+    if empty:
+        yield "clusters that hold no pixel: fewer pixels differ than there are clusters", empty
     for k in np.flatnonzero(found.edge_share > EDGE_SHARE):
         percent = int(100 * found.edge_share[k])
         yield f"% of cluster {k} lie on borders between others: it follows edges, and is no material", percent

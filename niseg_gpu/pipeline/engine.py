@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.chunks import BLOCK_BYTES, cut_regions
-from niseg_gpu.pipeline.blocks import BlockRun, halo_of, pictured_stage
+from niseg_gpu.pipeline.blocks import BlockRun, grid_of, halo_of, pictured_stage
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.parse import Step
 from niseg_gpu.pipeline.steps import OPS, Op
@@ -205,11 +205,14 @@ class Engine:
         import dask.array as da
         from dask import delayed
 
+        frames, halo = halo_of(stages)
         regions = cut_regions(
             tuple(map(str, stack.dims)),
             stack.shape,
             whole=whole.union(*(stage.op.whole for stage in stages)),
-            halo=halo_of(stages)[1],
+            halo=halo,
+            frames=frames,
+            grid=grid_of(stages),
             parts=4 * self.workers,
             block_bytes=self.block_bytes,
         )

@@ -32,7 +32,10 @@ from niseg_gpu.stack import UNITS, StackInfo
 if TYPE_CHECKING:
     import xarray as xr
 
-PACKAGES = ("numpy", "dask", "xarray", "zarr", "astropy", "scipy", "scikit-learn", "numba", "cupy", "cucim", "cuml")
+PACKAGES = (
+    *("numpy", "dask", "xarray", "zarr", "astropy", "scipy", "scikit-learn", "numba", "jax", "flax"),
+    *("cupy", "cucim", "cuml"),
+)
 
 WALL = "all blocks, by the clock on the wall"
 

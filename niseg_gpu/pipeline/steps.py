@@ -7,10 +7,15 @@ from typing import Any, NamedTuple
 
 from niseg_gpu import correct, knn, spots, tof
 from niseg_gpu.kmeans import step as kmeans
+from niseg_gpu.unet import segment
 
 
 def _no_halo(**_: Any) -> int:
     return 0
+
+
+def _no_grid(**_: Any) -> tuple[int, int]:
+    return 1, 1
 
 
 def _same(info: Any, **_: Any) -> Any:
@@ -33,6 +38,8 @@ class Op(NamedTuple):
         ``(info, **state) -> info``: axes, dtype and quantity afterwards.
     halo : callable
         ``(**state) -> pixels`` in y and x that a block must see beyond its border, or a pair: frames, pixels.
+    grid : callable
+        ``(**state) -> (frames, pixels)``: multiples along the first axis, and in y and x, that blocks start at.
     whole : frozenset of str
         Axes that a block may not split; a stack without them has no use for the step.
     mask : bool
@@ -46,6 +53,7 @@ class Op(NamedTuple):
     check: Callable[..., None] | None = None
     describe: Callable[..., Any] = _same
     halo: Callable[..., int | tuple[int, int]] = _no_halo
+    grid: Callable[..., tuple[int, int]] = _no_grid
     whole: frozenset[str] = frozenset()
     mask: bool = False
     plane: Callable[..., Any] | None = None
@@ -77,6 +85,13 @@ OPS: dict[str, Op] = {
         halo=knn.halo_detect_spots,
         mask=True,
         plane=knn.plane_detect_spots,
+    ),
+    "segment_unet": Op(
+        segment.segment_unet,
+        fit=segment.fit_segment_unet,
+        describe=segment.describe_segment_unet,
+        halo=segment.halo_segment_unet,
+        grid=segment.grid_segment_unet,
     ),
     "normalize": Op(
         correct.normalize, fit=correct.fit_normalize, check=correct.check_normalize, describe=correct.describe_normalize

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.simulate.folders import appear_when_whole
+from niseg_gpu.simulate.streams import check_limits
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,7 +50,7 @@ def simulate_roots(
     draw: Callable[[Path], Any] | None = None,
     *,
     seed: int = 2018,
-    shape: str | Sequence[int] = "512x512",
+    shape: str | tuple[int, ...] = "512x512",
     voxel_size_um: float = 200.0,
     habit: str = "taprooted",
     n_plants: int = 1,
@@ -90,7 +91,7 @@ def simulate_roots(
         Called with the folder before it appears, to put pictures into it.
     seed : int, optional
         Of all random numbers.
-    shape : str or sequence of int, optional
+    shape : str or tuple of int, optional
         Such as 512x512 for a slab (down, across) or 256x256x256 for a pot (down, y, x); at least 32 each.
     voxel_size_um : float, optional
         Side of a pixel or voxel.
@@ -285,9 +286,7 @@ def read_shape(shape: str | Sequence[int]) -> tuple[int, ...]:
 
 def _check_arguments(given: dict[str, Any]) -> None:
     """Refuse what can't be simulated, each with the value, the limits and what to do."""
-    for name, (low, high) in LIMITS.items():
-        if given[name] is not None and not low <= given[name] <= high:
-            raise UserError(f"{name}={given[name]!r} is out of range; give {low:g} to {high:g}")
+    check_limits(given, LIMITS)
     for name, allowed in (("habit", HABITS), ("format", get_args(Format))):
         if given[name] not in allowed:
             raise UserError(f"{name}={given[name]!r} is not known{suggest(str(given[name]), allowed)}")

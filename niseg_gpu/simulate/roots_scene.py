@@ -8,20 +8,27 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import numba
 import numpy as np
 
-from niseg_gpu.simulate.counter import draw_normal, draw_uniform, hash_place, make_key, to_normal
+from niseg_gpu.simulate.counter import draw_normal, draw_uniform, make_key
 from niseg_gpu.simulate.roots_growth import BOX, CYLINDER, Container, RootSystem, grow_roots
+from niseg_gpu.simulate.roots_image import (
+    ROOT_WATER,
+    SAND,
+    WATER,
+    add_lines,
+    add_noise,
+    add_rings,
+    see_pot,
+    see_slab,
+    wet_soil,
+)
 from niseg_gpu.simulate.roots_raster import Capsules, Drawn, cut_capsules, draw_capsules
 from niseg_gpu.simulate.soil import GAP_RADIUS, add_crack, add_gaps, draw_grains, draw_waves
 
-# Attenuation per cm for thermal neutrons: water, sand packed dry, aluminium.
-WATER, SAND, WALL = 3.6, 0.18, 0.1
-ROOT_WATER = 0.8
-GRAIN_CONTRAST, COARSE_CONTRAST, MOISTURE_CONTRAST = 0.35, 1.0, 0.3
-# In the barrier grains are this much larger and hold this share of the water.
-COARSE, BARRIER_WATER = 2.0, 0.3
+GRAIN_CONTRAST, COARSE_CONTRAST = 0.35, 1.0
+# In the barrier grains are this much larger.
+COARSE = 2.0
 BARRIER_DEPTH, BARRIER_HEIGHT = (0.3, 0.6), 0.04
 GROWTH, NOISE, GRAINS, COARSE_GRAINS, MOISTURE, GAPS, CRACKS, BARRIER, RINGS, LINES, ROOTS = range(11)
 BLOCK = {False: (32, 256, 512), True: (256, 1, 2048)}
@@ -158,7 +165,7 @@ def render_block(scene: RootScene, low: tuple[int, int, int], shape: tuple[int, 
     texture, air = _draw_texture(scene, low, shape), _draw_air(scene, low, shape)
     moisture = draw_waves(low, shape, key=scene.key(MOISTURE), length_voxels=max(scene.shape) / 5.0)
     span = (scene.container.top_mm / scene.voxel_mm, *scene.barrier)
-    soil = _wet_soil(
+    soil = wet_soil(
         texture, moisture, drawn.depth, low[0], span, options["soil_water"], options["water_gradient"], reach,
         GRAIN_CONTRAST * _survive(scene, options["grain_diameter_um"]),
         COARSE_CONTRAST * _survive(scene, COARSE * options["grain_diameter_um"]),
@@ -166,7 +173,7 @@ def render_block(scene: RootScene, low: tuple[int, int, int], shape: tuple[int, 
     image = _see(scene, low, soil, air, drawn, stem)
     _add_artefacts(scene, low, image)
     if scene.noise_sigma > 0.0:
-        _add_noise(np.array(low, np.int64), np.array(scene.shape, np.int64), scene.key(NOISE), scene.noise_sigma,
+        add_noise(np.array(low, np.int64), np.array(scene.shape, np.int64), scene.key(NOISE), scene.noise_sigma,
                    scene.soil_signal if scene.flat else 0.0, image)  # fmt: skip
     mask = drawn.mask
     order = np.where(mask, scene.roots.order[drawn.root], 0).astype(np.uint8)
@@ -243,10 +250,10 @@ def _see(
     image = np.empty(soil.shape, np.float32)
     corner = np.array(low, np.int64)
     if scene.flat:
-        _see_slab(corner, box, wall, soil, air, drawn.thickness, stem.thickness, drawn.root, root,
+        see_slab(corner, box, wall, soil, air, drawn.thickness, stem.thickness, drawn.root, root,
                   scene.voxel_mm, scene.options["slab_mm"], scene.options["stem"], image)  # fmt: skip
     else:
-        _see_pot(corner, box, wall, soil, air, drawn.filled, stem.filled, drawn.root, root,
+        see_pot(corner, box, wall, soil, air, drawn.filled, stem.filled, drawn.root, root,
                  scene.options["stem"], image)  # fmt: skip
     return image
 
@@ -256,115 +263,6 @@ def _add_artefacts(scene: RootScene, low: tuple[int, ...], image: np.ndarray) ->
     size, corner = np.array(scene.shape, np.int64), np.array(low, np.int64)
     signal = scene.soil_signal
     if scene.options["rings"] > 0.0:
-        _add_rings(corner, size, scene.key(RINGS), scene.options["rings"] * signal, image)
+        add_rings(corner, size, scene.key(RINGS), scene.options["rings"] * signal, image)
     if scene.options["lines"] > 0.0:
-        _add_lines(corner, scene.key(LINES), scene.options["lines"] * signal, scene.flat, image)
-
-
-@numba.njit(nogil=True, cache=True)
-def _share(distance):
-    """Share of a voxel that lies on the positive side of a wall, from its centre's distance in voxels."""
-    return min(max(distance + 0.5, 0.0), 1.0)
-
-
-@numba.njit(nogil=True, cache=True)
-def _wet_soil(texture, moisture, depth, low, span, water, gradient, reach, fine, coarse):
-    """Attenuation of the soil per cm, from its grains and water; none above its surface."""
-    soil = np.empty(texture.shape, np.float32)
-    for z in range(soil.shape[0]):
-        centre = z + low + 0.5
-        below = _share(centre - span[0])
-        dry = _share(centre - span[1]) * _share(span[2] - centre) if span[2] > span[1] else 0.0
-        contrast = fine + dry * (coarse - fine)
-        for y in range(soil.shape[1]):
-            for x in range(soil.shape[2]):
-                near = min(max(1.0 + depth[z, y, x] / reach, 0.0), 1.0) if reach > 0.0 else 0.0
-                wet = water * (1.0 + MOISTURE_CONTRAST * moisture[z, y, x]) * (1.0 + gradient * near * near)
-                wet *= 1.0 - dry * (1.0 - BARRIER_WATER)
-                packed = max(1.0 + contrast * texture[z, y, x], 0.0)
-                soil[z, y, x] = below * packed * (SAND + WATER * wet)
-    return soil
-
-
-@numba.njit(nogil=True, cache=True)
-def _see_pot(low, box, wall, soil, air, roots, stem, owner, root_per_cm, with_stem, image):
-    radius, cy, cx = 0.5 * (box[4] - box[3]), 0.5 * (box[3] + box[4]), 0.5 * (box[5] + box[6])
-    for z in range(image.shape[0]):
-        pz = z + low[0] + 0.5
-        floor, under, rim = _share(box[2] - pz), _share(box[2] + wall - pz), _share(pz - 0.5 * box[1])
-        for y in range(image.shape[1]):
-            py = y + low[1] + 0.5 - cy
-            for x in range(image.shape[2]):
-                px = x + low[2] + 0.5 - cx
-                across = math.sqrt(py * py + px * px)
-                inside = _share(radius - across) * floor
-                outside = _share(radius + wall - across) * under
-                value = inside * (1.0 - air[z, y, x]) * soil[z, y, x]
-                if with_stem:
-                    value += stem[z, y, x] * (WATER * ROOT_WATER - value)
-                if roots[z, y, x] > 0.0:
-                    value += roots[z, y, x] * (root_per_cm[owner[z, y, x]] - value)
-                if wall > 0.0:
-                    value += (outside - inside) * rim * WALL
-                image[z, y, x] = value
-
-
-@numba.njit(nogil=True, cache=True)
-def _see_slab(low, box, wall, soil, air, roots, stem, owner, root_per_cm, voxel_mm, slab_mm, with_stem, image):
-    for z in range(image.shape[0]):
-        pz = z + low[0] + 0.5
-        floor, under, rim = _share(box[2] - pz), _share(box[2] + wall - pz), _share(pz - 0.5 * box[1])
-        for x in range(image.shape[2]):
-            px = x + low[2] + 0.5
-            inside = _share(px - box[5]) * _share(box[6] - px) * floor
-            outside = _share(px - box[5] + wall) * _share(box[6] + wall - px) * under
-            root_mm, per_cm = min(roots[z, 0, x] * voxel_mm, slab_mm), WATER * ROOT_WATER
-            if owner[z, 0, x] >= 0:
-                per_cm = root_per_cm[owner[z, 0, x]]
-            if with_stem:
-                root_mm = max(root_mm, stem[z, 0, x] * voxel_mm)
-            filled = soil[z, 0, x] * (1.0 - air[z, 0, x])
-            path = inside * (filled * max(slab_mm - root_mm, 0.0) + per_cm * root_mm)
-            if wall > 0.0:
-                path += (outside - inside) * rim * WALL * 4.0 * slab_mm
-            image[z, 0, x] = math.exp(-0.1 * path)
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_rings(low, size, key, amplitude, image):
-    """One number for each radius and slice, interpolated between whole radii."""
-    for z in range(image.shape[0]):
-        for y in range(image.shape[1]):
-            py = y + low[1] + 0.5 - 0.5 * size[1]
-            for x in range(image.shape[2]):
-                px = x + low[2] + 0.5 - 0.5 * size[2]
-                radius = math.sqrt(py * py + px * px)
-                i = int(radius)
-                here = to_normal(hash_place(key, z + low[0], i, 0))
-                there = to_normal(hash_place(key, z + low[0], i + 1, 0))
-                image[z, y, x] += amplitude * (here + (radius - i) * (there - here))
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_lines(low, key, amplitude, flat, image):
-    """One number for each column of a radiograph, for each row of a slice."""
-    for z in range(image.shape[0]):
-        for y in range(image.shape[1]):
-            for x in range(image.shape[2]):
-                if flat:
-                    image[z, y, x] += amplitude * to_normal(hash_place(key, 0, 0, x + low[2]))
-                else:
-                    image[z, y, x] += amplitude * to_normal(hash_place(key, z + low[0], y + low[1], 0))
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_noise(low, size, key, sigma, counted, image):
-    """Add normal noise; where `counted` is positive its variance goes with the signal, sigma**2 at that signal."""
-    for z in range(image.shape[0]):
-        for y in range(image.shape[1]):
-            start = ((z + low[0]) * size[1] + y + low[1]) * size[2] + low[2]
-            for x in range(image.shape[2]):
-                scale = sigma
-                if counted > 0.0:
-                    scale *= math.sqrt(max(image[z, y, x], 0.0) / counted)
-                image[z, y, x] += scale * draw_normal(key, start + x)
+        add_lines(corner, scene.key(LINES), scene.options["lines"] * signal, scene.flat, image)

@@ -299,10 +299,10 @@ def _blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def draw_counts(mean: jax.Array, normal: jax.Array) -> jax.Array:
-    """Make Poisson counts of standard normal numbers, by the expansion `niseg_gpu.simulate.detector.draw_poisson` uses.
+    """Make Poisson counts of standard normal numbers z: m + sqrt(m - 5/36) z + (z² - 1) / 6, rounded.
 
-    Sampling without it takes a loop for each pixel. From a mean of 1 on, mean and variance are right to 4 %; of means
-    below 0.3 hardly any counts are left.
+    The first terms of the Cornish-Fisher expansion; exact sampling takes a loop for each pixel. From a mean of 1 on,
+    mean and variance are right to 4 %; of means below 0.3 hardly any counts are left.
     """
     skewed = jnp.clip(mean, 0.0, 1.0) * (normal * normal - 1.0) / 6.0
     return jnp.maximum(jnp.floor(mean + jnp.sqrt(jnp.maximum(mean - 5 / 36, 0.0)) * normal + skewed + 0.5), 0.0)

@@ -1,0 +1,290 @@
+"""Training a U-Net from files of images and masks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Interval, Lt, MinLen
+
+from niseg_gpu.backend import select
+from niseg_gpu.errors import UserError
+from niseg_gpu.pipeline.files import write_file
+from niseg_gpu.pipeline.progress import show_progress
+from niseg_gpu.unet.augmentation import Augmentation
+from niseg_gpu.unet.config import UNetConfig
+
+log = logging.getLogger("niseg_gpu")
+Side = Annotated[int, Ge(4)]
+
+
+def train_unet(
+    out: Path,
+    *,
+    images: Annotated[list[str], MinLen(1)],
+    masks: Annotated[list[str], MinLen(1)],
+    validation_images: list[str] | None = None,
+    validation_masks: list[str] | None = None,
+    validation_rows: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    dims: list[str] | None = None,
+    spatial_dims: Literal[2, 3] = 2,
+    base_depth: Annotated[int, Ge(1)] = 24,
+    levels: Annotated[int, Ge(1)] = 3,
+    out_classes: Annotated[int, Ge(1)] = 1,
+    block: Literal["plain", "residual", "recurrent-residual"] = "plain",
+    attention: bool = False,
+    norm: Literal["none", "batch", "layer"] = "none",
+    output: Literal["logits", "relu"] = "logits",
+    channels: Annotated[list[str], MinLen(1)] = ["value"],  # noqa: B006 (never changed)
+    robust: bool = False,
+    compress: bool = False,
+    loss: str = "bce",
+    class_weights: list[float] | Literal["median-frequency"] | None = None,
+    crop: Side | Annotated[list[Side], MinLen(1)] = 128,
+    augmentation: dict[str, Any] | bool = True,
+    epochs: Annotated[int, Ge(1)] = 20,
+    steps_per_epoch: Annotated[int, Ge(1)] = 50,
+    batch: Annotated[int, Ge(1)] = 4,
+    optimizer: Literal["adam", "adamw"] = "adam",
+    learning_rate: Annotated[float, Gt(0)] = 1e-3,
+    weight_decay: Annotated[float, Ge(0)] = 1e-4,
+    clip_norm: Annotated[float, Ge(0)] = 1.0,
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    patience: Annotated[int, Ge(0)] = 0,
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 2018,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> list[str]:
+    """Train a U-Net on images with masks, and save the model of the epoch with the smallest validation loss.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the model; checkpoints, history and its picture go into one beside it, ``OUT.training``.
+    images, masks : list of str
+        A mask for each image, in order: 0 for background, one more label, or the numbers of classes.
+    validation_images, validation_masks : list of str
+        Others than those to learn from; without them, the last fifth of the images.
+    validation_rows : float
+        Share of the rows of each image, at its end, to validate on, where there is only one image. Then training and
+        validation are of the same image, and the figures better than on others.
+    dims : list of str
+        Axes as they lie in the files.
+    spatial_dims : {2, 3}
+        Images, or volumes.
+    base_depth, levels : int
+        Features at full resolution, and resolutions; 24 and 3 make the network of the lecture, of 265,105 parameters.
+    out_classes : int
+        1 for spots against background, else the number of classes, background one of them.
+    block, attention, norm, output
+        See `niseg_gpu.unet.config.UNetConfig`.
+    channels : list of str
+        What the network is shown: value, or residual, abs_residual, residual5, local_mean, gradient.
+    robust : bool
+        Normalise by the median and the median distance from it, which spots do not move.
+    compress : bool
+        Take the inverse hyperbolic sine, so that bright spots don't drown the weak.
+    loss : str
+        bce, focal, dice, dice_bce, tversky, or relu_bce for output relu.
+    class_weights : list of float or "median-frequency"
+        For bce, focal and dice_bce.
+    crop : int or list of int
+        Sides of what is learnt from at a time, in pixels.
+    augmentation : bool or dict
+        Ranges of `niseg_gpu.unet.augmentation.Augmentation`; true for its defaults.
+    epochs, steps_per_epoch, batch : int
+        Batches an epoch, crops a batch.
+    optimizer : {"adam", "adamw"}
+        AdamW warms up and then slows down along a cosine.
+    learning_rate, weight_decay, clip_norm : float
+        The second is for AdamW; the third is the largest norm of a gradient, 0 for none.
+    ema : float
+        Share of the old in a running mean of the weights, which is then what is validated and kept; 0 for none.
+    patience : int
+        Stop after so many epochs without a smaller validation loss; 0: never.
+    seed : int
+        Of weights, crops and augmentation.
+    precision : {"auto", "float32", "bfloat16"}
+        Of the activations; auto takes float32 on a CPU, bfloat16 on a GPU.
+    device : {"auto", "cpu", "gpu"}
+        All GPUs of the machine share a batch.
+    resume : bool
+        Go on after the last checkpoint; ends as a training that was never cut.
+    overwrite : bool
+        Replace a model of this name, and its training.
+    quiet : bool
+        No progress bar.
+
+    Returns
+    -------
+    list of str
+        What was written and learnt, a line each.
+    """
+    from niseg_gpu.unet.folder import UNetModel, check_unet_target, save_unet
+    from niseg_gpu.unet.layers import Run
+    from niseg_gpu.unet.normalise import fit_normalisation
+    from niseg_gpu.unet.samples import check_pairs, choose_crop, cut_frames, put_samples
+    from niseg_gpu.unet.train import Plan, Schedule, train
+
+    check_unet_target(out, overwrite=overwrite)
+    folder = out.with_name(f"{out.name}.training")
+    if folder.exists() and not (resume or overwrite):
+        raise UserError(f"{folder} is of an earlier training; go on with --resume, or begin anew with --overwrite")
+    config = UNetConfig(
+        spatial_dims=spatial_dims, in_channels=len(channels), base_depth=base_depth, levels=levels,
+        out_classes=out_classes, block=block, attention=attention, norm=norm, output=output,
+    )  # fmt: skip
+    if (output == "relu") != (loss == "relu_bce"):
+        raise UserError(f"unet train got output {output} and loss {loss}; relu_bce is for output relu, and no other is")
+    backend, _ = select(device)
+    pairs = [_read_pairs(*pair, dims=dims) for pair in ((images, masks), (validation_images, validation_masks))]
+    for (values, labels), names in zip(pairs, (images, validation_images or []), strict=True):
+        check_pairs(values, labels, names, classes=out_classes)
+    cut = [[cut_frames(part, spatial_dims=spatial_dims) for part in pair] for pair in pairs]
+    (learn, check), said = _split(*cut, rows=validation_rows, grid=config.grid)
+    normalisation = fit_normalisation(learn[0], channels=channels, robust=robust, compress=compress)
+    put = {"config": config, "normalisation": normalisation, "device": backend.jax_device}
+    training, validation = put_samples(*learn, **put), put_samples(*check, **put)
+    sides = choose_crop(validation, choose_crop(training, _as_list(crop), grid=config.grid), grid=config.grid)
+    moves = augmentation if isinstance(augmentation, dict) else {}
+    schedule = Schedule(
+        epochs=epochs, steps_per_epoch=steps_per_epoch, batch=batch, optimizer=optimizer, learning_rate=learning_rate,
+        weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, patience=patience, seed=seed,
+    )  # fmt: skip
+    network = backend.network
+    plan = Plan(
+        config,
+        normalisation,
+        schedule,
+        _make_loss(loss, class_weights, learn[1], out_classes),
+        sides,
+        Augmentation(**{**_checked(moves), "crop": sides}) if augmentation is not False else None,
+        Run(dtype=network["dtype"] if precision == "auto" else precision, planes=network["planes"]),
+    )
+    record = {
+        "images": images, "masks": masks, "validation_images": validation_images, "channels": channels, "loss": loss,
+        "class_weights": class_weights, "crop": list(sides), "augmentation": moves if augmentation else False,
+        "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch": batch, "optimizer": optimizer,
+        "learning_rate": learning_rate, "ema": ema, "seed": seed, "config": config.as_mapping(),
+        "train_pixels": int(sum(m.size for m in learn[1])), "validation_pixels": int(sum(m.size for m in check[1])),
+    }  # fmt: skip
+    if overwrite and not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    with show_progress("epochs", total=epochs, quiet=quiet) as progress:
+        found = train(
+            plan, training, validation, devices=_devices(backend, batch), folder=folder, record=record, resume=resume,
+            tell=lambda row: progress(1),
+        )  # fmt: skip
+    best = found.history[found.best_epoch - 1]
+    threshold = best["val_best_threshold"] if out_classes == 1 and best["val_best_threshold"] is not None else 0.5
+    trained = {**record, "best_epoch": found.best_epoch, "epochs_done": len(found.history), "split": said}
+    model = UNetModel(config, found.params, found.state, normalisation, float(threshold), trained, best)
+    save_unet(model, out, overwrite=overwrite)
+    _write_history(folder, found.history, best_epoch=found.best_epoch)
+    return [
+        f"wrote {out}, {folder / 'history.csv'}, {folder / 'history.png'}",
+        said,
+        *([f"stopped early: {found.stopped}"] if found.stopped else []),
+        _tell(best, found.best_epoch, threshold),
+    ]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _checked(moves: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import fields
+
+    from niseg_gpu.errors import suggest
+
+    names = [f.name for f in fields(Augmentation) if f.name != "crop"]
+    for name in moves:
+        if name not in names:
+            raise UserError(f"augmentation has no {name!r}{suggest(name, names)}")
+    return moves
+
+
+def _make_loss(name: str, weights: Any, masks: Sequence[np.ndarray], out_classes: int) -> Any:
+    from niseg_gpu.unet.losses import make_loss, median_frequency_weights
+
+    if weights is None:
+        return make_loss(name)
+    if weights == "median-frequency":
+        classes = max(2, out_classes)
+        labels = [(mask != 0) if out_classes == 1 else mask for mask in masks]
+        counts = sum(np.bincount(part.ravel().astype(np.int64), minlength=classes) for part in labels)
+        weights = median_frequency_weights(counts.tolist())
+    return make_loss(name, class_weights=tuple(weights))
+
+
+def _read_pairs(images: Any, masks: Any, *, dims: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    from niseg_gpu.io.open import open_stack
+
+    images, masks = list(images or ()), list(masks or ())
+    if len(images) != len(masks):
+        raise UserError(f"unet train got {len(images)} images and {len(masks)} masks; allowed: a mask for each image")
+    return [open_stack(p, dims=dims).values for p in images], [open_stack(p, dims=dims).values for p in masks]
+
+
+def _split(learn: Any, check: Any, *, rows: float, grid: int) -> tuple[tuple[Any, Any], str]:
+    """Training and validation images and masks, and how they came to be, in words."""
+    images, masks = learn
+    if check[0]:
+        return (learn, check), f"validated on {len(check[0])} other images"
+    if rows:
+        ends = [max(grid, round(image.shape[-2] * (1 - rows))) for image in images]
+        parts = [
+            ([image[..., :end, :] for image, end in zip(part, ends, strict=True)],
+             [image[..., end:, :] for image, end in zip(part, ends, strict=True)])
+            for part in (images, masks)
+        ]  # fmt: skip
+        if any(image.shape[-2] < grid for image in parts[0][1]):
+            raise UserError(f"unet train got validation_rows {rows:g}; that leaves less than {grid} rows; take more")
+        said = (
+            f"validated on the last {100 * rows:g} % of the rows of the training images themselves: expect figures "
+            "to be worse on other images"
+        )
+        log.warning("%s", said)
+        return tuple(zip(*parts, strict=True)), said
+    if len(images) < 2:
+        raise UserError(
+            "unet train got one image and none to validate on; give --validation-images and --validation-masks, or "
+            "insist on the same image with --validation-rows 0.25"
+        )
+    kept = max(1, round(len(images) / 5))
+    return ((images[:-kept], masks[:-kept]), (images[-kept:], masks[-kept:])), f"validated on the last {kept} images"
+
+
+def _devices(backend: Any, batch: int) -> list[Any]:
+    """All devices of the backend's kind that share a batch evenly."""
+    import jax
+
+    found = jax.devices(backend.jax_device.platform)
+    return found if batch % len(found) == 0 and len(found) > 1 else [backend.jax_device]
+
+
+def _write_history(folder: Path, history: list[dict[str, Any]], *, best_epoch: int) -> None:
+    from niseg_gpu.figures_unet import draw_history
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    write_file(folder / "history.csv", text.getvalue().encode())
+    write_file(folder / "history.png", draw_history(history, best_epoch=best_epoch).light)
+
+
+def _tell(best: dict[str, Any], epoch: int, threshold: float) -> str:
+    figures = {name: best[f"val_{name}"] for name in ("loss", "precision", "recall", "auc", "best_f1")}
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items() if value is not None)
+    return f"validation in epoch {epoch}: {told}; threshold {threshold:.3g}"

@@ -1,0 +1,145 @@
+"""``niseg-gpu unet predict``, ``unet info`` and ``segment-unet`` from file to file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from niseg_gpu.backend import CPU
+from niseg_gpu.io.open import open_stack
+from niseg_gpu.pipeline.engine import Engine
+from niseg_gpu.pipeline.parse import parse_steps
+from niseg_gpu.unet.config import UNetConfig
+from niseg_gpu.unet.folder import UNetModel, load_unet, save_unet
+from niseg_gpu.unet.model import init_weights
+from niseg_gpu.unet.normalise import Normalisation
+from niseg_gpu.unet.predict import predict_unet
+
+
+def make_model(path: Path, **config: object) -> Path:
+    made = UNetConfig(**{"base_depth": 2, "levels": 2, **config})
+    params, state = init_weights(made, seed=5)
+    scale = Normalisation(means=(100.0,), scales=(10.0,))
+    training = {"images": ["a.npy"], "seed": 5}
+    return save_unet(UNetModel(made, params, state, scale, 0.5, training, {"best_f1": 0.7512345}), path)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    np.save("stack.npy", np.random.default_rng(0).poisson(100, (3, 40, 50)).astype(np.uint16))
+    make_model(tmp_path / "spots")
+    return tmp_path
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".tif", ".h5", ".npy"])
+def test_predict(niseg, data: Path, ending: str) -> None:
+    half = float(np.median(predict_unet(np.load("stack.npy"), load_unet("spots"), result="probability")))
+    status, out, err = niseg("unet", "predict", "stack.npy", f"out{ending}", "--model", "spots", "--threshold", half)
+    assert (status, err) == (0, "") and f"wrote out{ending}" in out
+    expected = predict_unet(np.load("stack.npy"), load_unet("spots"), threshold=half)
+    assert 0 < expected.mean() < 1
+    assert f"segment_unet: {expected.sum()} values segmented as not background" in out
+    written = open_stack(f"out{ending}")
+    assert written.dtype == np.uint8
+    np.testing.assert_array_equal(written.values, expected)
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".tif", ".h5", ".npy"])
+def test_predict_probabilities(niseg, data: Path, ending: str) -> None:
+    options = ["--result", "probability", "--flips", "--quiet"]
+    assert niseg("unet", "predict", "stack.npy", f"p{ending}", "--model", "spots", *options) == (0, "", "")
+    expected = predict_unet(np.load("stack.npy"), load_unet("spots"), result="probability", flips=True)
+    np.testing.assert_array_equal(open_stack(f"p{ending}").values, expected)
+
+
+def test_step_and_pipeline(niseg, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert niseg("segment-unet", "stack.npy", "out.npy", "--model", "spots", "--threshold", "0.6", "--quiet")[0] == 0
+    expected = predict_unet(np.load("stack.npy"), load_unet("spots"), threshold=0.6)
+    np.testing.assert_array_equal(np.load("out.npy"), expected)
+    Path("p.yaml").write_text(
+        "input: stack.npy\nsteps: [{segment_unet: {model: spots, threshold: 0.6}}]\noutput: {path: o}"
+    )
+    (data / "elsewhere").mkdir()
+    monkeypatch.chdir(data / "elsewhere")
+    status, out, _ = niseg("check", data / "p.yaml")
+    assert status == 0 and "segment_unet       z 3 x y 40 x x 50 uint8 labels" in out
+    assert niseg("run", data / "p.yaml", "--quiet") == (0, "", "")
+    np.testing.assert_array_equal(open_stack(f"{data}/o/result.zarr:image").values, expected)
+
+
+@pytest.mark.parametrize(
+    "config, shape, dims, block_bytes",
+    [
+        ({"levels": 3}, (301, 23), ("y", "x"), 4096),
+        ({"levels": 3}, (7, 61, 23), ("z", "y", "x"), 4096),
+        ({"spatial_dims": 3}, (75, 22, 17), ("z", "y", "x"), 4096),
+    ],
+)
+def test_blocks_change_nothing(data: Path, config: dict, shape: tuple, dims: tuple, block_bytes: int) -> None:
+    make_model(data / "m", **config)
+    image = np.random.default_rng(1).normal(100, 10, shape).astype(np.float32)
+    steps = parse_steps(
+        [{"remove_spots": {"threshold": 25}}, {"segment_unet": {"model": "m", "result": "probability"}}]
+    )
+    stack = xr.DataArray(image, dims=dims, attrs={"quantity": "counts"})
+    found = [
+        Engine(CPU, block_bytes=size, workers=workers).apply(stack, steps).image.compute(scheduler="threads")
+        for size, workers in ((2**30, 1), (block_bytes, 4))
+    ]
+    assert found[0].dtype == np.float16 and float(np.ptp(found[0])) > 0.05
+    np.testing.assert_allclose(found[1], found[0], atol=1e-3, rtol=0)
+    many = Engine(CPU, block_bytes=block_bytes, workers=4).apply(stack, steps).image
+    assert many.data.npartitions > 2
+
+
+def test_info(niseg, data: Path) -> None:
+    status, out, err = niseg("unet", "info", "spots")
+    assert (status, err) == (0, "")
+    for line in (
+        "unet for images: spots or background; 2 levels from 2 features, plain blocks",
+        "channel value: (value - 100) / 10",
+        "threshold 0.5",
+        "training images: ['a.npy']",
+        "metrics best_f1: 0.751235",
+    ):
+        assert line in out
+    status, out, _ = niseg("unet", "info", "spots", "--json")
+    about = json.loads(out)
+    assert status == 0 and about["config"]["base_depth"] == 2
+    assert about["follows"]["parameters"] == sum(about["follows"]["layers"].values())
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["predict", "stack.npy", "o.npy"], "required: --model"),
+        (["predict", "stack.npy", "o.npy", "--model", "no"], "no does not exist; name a unet model"),
+        (["predict", "stack.npy", "o.npy", "--model", "stack.npy"], "stack.npy is no unet model, or a broken one"),
+        (["predict", "stack.npy", "o.npy", "--model", "spots", "--threshold", "2"], "threshold is 2"),
+        (["predict", "stack.npy", "o.npy", "--model", "spots", "--result", "mask"], "result is 'mask'"),
+        (["predict", "stack.npy", "o.xyz", "--model", "spots"], "unknown ending '.xyz'"),
+        (["predict", "image.npy", "o.npy", "--model", "volumes"], "volumes is a unet for volumes, and the stack has"),
+        (["predict", "stack.npy", "o.npy", "--model", "volumes", "--threshold", "0.5"], "volumes has 3 classes"),
+        (["info", "no"], "no does not exist"),
+        (["inf", "spots"], "no ACTION 'inf'; did you mean 'info'?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(niseg, data: Path, arguments: list[str], complaint: str) -> None:
+    make_model(data / "volumes", spatial_dims=3, out_classes=3)
+    np.save("image.npy", np.ones((20, 20), np.uint16))
+    before = sorted(data.iterdir())
+    status, out, err = niseg("unet", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("niseg-gpu: ") and err.count("\n") == 1 and complaint in err
+    assert sorted(data.iterdir()) == before
+
+
+@pytest.mark.parametrize("action", ["predict", "info"])
+def test_both_explain_themselves(niseg, action: str) -> None:
+    status, out, _ = niseg("unet", action, "--help")
+    assert status == 0 and "--verbose" in out

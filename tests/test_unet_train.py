@@ -1,0 +1,153 @@
+"""Training: it learns, it resumes as if never cut, it stops where it must, and says what it validates on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from niseg_gpu.errors import UserError
+from niseg_gpu.pipeline.learn import train_unet
+from niseg_gpu.unet.folder import load_unet
+from niseg_gpu.unet.samples import choose_window, draw_samples, list_windows
+
+SMALL = {"base_depth": 4, "levels": 2, "crop": 32, "steps_per_epoch": 6, "batch": 2, "device": "cpu", "quiet": True}
+
+
+@pytest.fixture
+def spotty(tmp_path: Path) -> dict[str, list[str]]:
+    """Three images of bright pixels on noise, with their masks."""
+    rng = np.random.default_rng(0)
+    files: dict[str, list[str]] = {"images": [], "masks": []}
+    for i in range(3):
+        mask = rng.random((48, 56 + 4 * i)) < 0.03
+        for kind, values in (("images", rng.normal(100, 3, mask.shape) + 60 * mask), ("masks", mask.astype(np.uint8))):
+            np.save(tmp_path / f"{kind}{i}.npy", values.astype(np.float32) if kind == "images" else values)
+            files[kind].append(str(tmp_path / f"{kind}{i}.npy"))
+    return files
+
+
+def history_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_learns_and_keeps_the_best_epoch(tmp_path, spotty) -> None:
+    how = {**SMALL, "base_depth": 8, "steps_per_epoch": 60, "robust": True, "augmentation": False}
+    said = train_unet(tmp_path / "m", **spotty, **how, epochs=2, learning_rate=0.01)
+    rows = history_of(tmp_path / "m.training")
+    losses = [float(row["val_loss"]) for row in rows]
+    assert losses[-1] < losses[0] and float(rows[-1]["val_best_f1"]) > 0.9
+    model = load_unet(tmp_path / "m")
+    assert model.training["best_epoch"] == 1 + int(np.argmin(losses))
+    assert model.threshold == pytest.approx(float(rows[model.training["best_epoch"] - 1]["val_best_threshold"]))
+    assert model.training["split"] == "validated on the last 1 images" and any("threshold" in line for line in said)
+    assert (tmp_path / "m.training" / "history.png").is_file()
+
+
+def test_a_training_cut_short_and_resumed_is_the_same_as_one_that_was_not(tmp_path, spotty, monkeypatch) -> None:
+    how = {**spotty, **SMALL, "optimizer": "adamw", "ema": 0.5, "norm": "batch"}
+    train_unet(tmp_path / "whole", **how, epochs=3)
+
+    class Cut(Exception):
+        pass
+
+    from niseg_gpu.unet import train
+
+    real = train.save_checkpoint
+
+    def save_and_die(*args, **options) -> None:
+        real(*args, **options)
+        if len(options["history"]) == 2:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_checkpoint", save_and_die)
+        with pytest.raises(Cut):
+            train_unet(tmp_path / "cut", **how, epochs=3)
+    assert not (tmp_path / "cut").exists()
+    train_unet(tmp_path / "cut", **how, epochs=3, resume=True)
+    assert history_of(tmp_path / "cut.training") == history_of(tmp_path / "whole.training")
+    one, two = load_unet(tmp_path / "whole"), load_unet(tmp_path / "cut")
+    np.testing.assert_array_equal(one.params["head"]["kernel"], two.params["head"]["kernel"])
+    with pytest.raises(UserError, match="of a training with batch 2, not 1"):
+        train_unet(tmp_path / "cut", **{**how, "batch": 1}, epochs=3, resume=True, overwrite=True)
+
+
+def test_a_loss_that_is_no_number_ends_it_and_keeps_what_was_good(tmp_path, spotty) -> None:
+    with pytest.raises(UserError, match="smaller learning_rate"):
+        train_unet(tmp_path / "m", **spotty, **SMALL, epochs=2, learning_rate=1e30, clip_norm=0.0)
+    assert not (tmp_path / "m").exists()
+
+
+def test_volumes_and_classes(tmp_path) -> None:
+    rng = np.random.default_rng(1)
+    for i in range(2):
+        labels = rng.integers(0, 3, (8, 12, 16)).astype(np.uint8)
+        np.save(tmp_path / f"v{i}.npy", (50 * labels + rng.normal(0, 1, labels.shape)).astype(np.float32))
+        np.save(tmp_path / f"l{i}.npy", labels)
+    names = {k: [str(tmp_path / f"{v}{i}.npy") for i in range(2)] for k, v in (("images", "v"), ("masks", "l"))}
+    how = {**SMALL, "spatial_dims": 3, "out_classes": 3, "crop": [8, 8, 8], "class_weights": "median-frequency"}
+    train_unet(tmp_path / "m", **names, **how, epochs=1, dims=["z", "y", "x"], augmentation=False)
+    model = load_unet(tmp_path / "m")
+    assert model.config.spatial_dims == 3 and len(json.loads(json.dumps(model.metrics["val_dice_by_class"]))) == 3
+
+
+def test_one_image_is_validated_on_itself_only_if_insisted_upon(tmp_path, spotty) -> None:
+    one = {"images": spotty["images"][:1], "masks": spotty["masks"][:1]}
+    with pytest.raises(UserError, match="none to validate on"):
+        train_unet(tmp_path / "m", **one, **SMALL, epochs=1)
+    said = train_unet(tmp_path / "m", **one, **SMALL, epochs=1, validation_rows=0.4)
+    assert any("of the training images themselves" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"masks": []}, "a mask for each image"),
+        ({"loss": "bces"}, "did you mean 'bce'"),
+        ({"output": "relu"}, "relu_bce"),
+        ({"augmentation": {"flips": True}}, "did you mean 'flip'"),
+        ({"crop": [32, 32, 32]}, "allowed: one side, or 2"),
+        ({"spatial_dims": 3}, "no volume"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_learnt(tmp_path, spotty, change, complaint) -> None:
+    with pytest.raises(UserError, match=complaint):
+        train_unet(tmp_path / "m", **{**spotty, **SMALL, **change}, epochs=1)
+    assert not (tmp_path / "m").exists()
+
+
+def test_masks_with_other_labels_or_another_shape_are_refused(tmp_path, spotty) -> None:
+    np.save(tmp_path / "bad.npy", np.arange(48 * 56, dtype=np.uint8).reshape(48, 56))
+    with pytest.raises(UserError, match="images0.npy: the mask holds"):
+        train_unet(tmp_path / "m", **{**spotty, "masks": [str(tmp_path / "bad.npy"), *spotty["masks"][1:]]}, **SMALL)
+    with pytest.raises(UserError, match="crop both alike"):
+        train_unet(tmp_path / "m", **{**spotty, "masks": spotty["masks"][::-1]}, **SMALL)
+
+
+def test_windows_cover_every_pixel_once_and_samples_lie_inside() -> None:
+    import jax
+
+    from niseg_gpu.unet.config import UNetConfig
+    from niseg_gpu.unet.normalise import Normalisation
+    from niseg_gpu.unet.samples import put_samples
+
+    config = UNetConfig(base_depth=2, levels=2)
+    images = [np.full(shape, i + 1, np.float32) for i, shape in enumerate([(20, 33), (40, 17)])]
+    samples = put_samples(
+        images, [image > 0 for image in images], config=config, normalisation=Normalisation(),
+        device=jax.devices("cpu")[0],
+    )  # fmt: skip
+    places, fresh = list_windows(samples, (16, 16))
+    seen = [np.zeros(image.shape, int) for image in images]
+    for (i, *corner), first in zip(places, fresh, strict=True):
+        seen[i][tuple(slice(c + f, c + 16) for c, f in zip(corner, first, strict=True))] += 1
+    assert all((part == 1).all() for part in seen)
+    window = choose_window(samples, (16, 16))
+    assert window == (20, 17)
+    drawn, masks = draw_samples(samples, jax.random.key(0), batch=64, window=window)
+    assert masks.min() == 1 and {float(v) for v in np.unique(drawn)} == {1.0, 2.0}
