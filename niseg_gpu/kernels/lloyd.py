@@ -18,7 +18,7 @@ from numba import njit
 
 from niseg_gpu.kernels.exact import Sums
 from niseg_gpu.kernels.tiles import LINE, aligned_zeros, empty_tile, flatten, gather_rows
-from niseg_gpu.kernels.vectors import CENTROIDS, ROWS, multiply_block, prefetch
+from niseg_gpu.kernels.vectors import CENTROIDS, multiply_3x4, multiply_4x3, multiply_6x2, multiply_12x1, prefetch
 
 FAST = {"reassoc", "contract", "nsz"}  # lets the compiler sum in lanes, in the same order each time
 
@@ -32,16 +32,27 @@ def _ask(flat, origin, step, length, first, end):  # type: ignore[no-untyped-def
 
 
 @njit(nogil=True, cache=True)
-def _multiply(tile, rows, panel, products):  # type: ignore[no-untyped-def]
-    """Products of a tile's pixels with all centroids."""
+def _multiply(tile, rows, panel, k, products):  # type: ignore[no-untyped-def]
+    """Products of a tile's pixels with all `k` centroids, four at a time, then those left over with more pixels."""
     blocks, tile_rows, width = tile.shape
-    k, pixels, centroids, out = panel.shape[1], tile.reshape(-1), panel.reshape(-1), products.reshape(-1)
+    room, pixels, centroids, out = panel.shape[1], tile.reshape(-1), panel.reshape(-1), products.reshape(-1)
     products[:] = 0
     for b in range(blocks):
+        pixel = b * tile_rows * width
         for c in range(0, k, CENTROIDS):
-            for r in range(0, rows, ROWS):
-                pixel, centroid = (b * tile_rows + r) * width, (b * k + c) * width
-                multiply_block(pixels, pixel, width, centroids, centroid, width, out, r * k + c, k)
+            centroid = (b * room + c) * width
+            if k - c >= 4:
+                for r in range(0, rows, 3):
+                    multiply_3x4(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
+            elif k - c == 3:
+                for r in range(0, rows, 4):
+                    multiply_4x3(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
+            elif k - c == 2:
+                for r in range(0, rows, 6):
+                    multiply_6x2(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
+            else:
+                for r in range(0, rows, 12):
+                    multiply_12x1(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
 
 
 @njit(nogil=True, fastmath={"nnan", "nsz", "contract"}, cache=True)
@@ -73,7 +84,7 @@ def _assign(flat, row_step, feature_step, mean, panel, norms, magic, labels, sum
     for start in range(0, n, tile.shape[1]):
         rows = min(tile.shape[1], n - start)
         gather_rows(flat, start * row_step, row_step, feature_step, rows, mean, tile)
-        _multiply(tile, rows, panel, products)
+        _multiply(tile, rows, panel, norms.size, products)
         next_tile, ahead = (start + rows) * row_step, min(tile.shape[1], n - start - rows)
         # the next tile's lines: of pixels, or of one feature each
         lines, step, length = (ahead, row_step, mean.size) if by_rows else (mean.size, feature_step, ahead)

@@ -12,7 +12,7 @@ from niseg_gpu.kernels.vectors import SIDE, turn_square
 
 FEATURES = 768  # of a block, summed in one go
 TILE_BYTES = 128 * 1024  # twice that where features lie far apart, for longer runs of pixels
-LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of 24, so that rows go by threes and by eights
+LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of 24, so that rows go by 3, 4, 6, 8 and 12
 LINE = 64  # bytes
 DTYPES = frozenset(np.dtype(t) for t in ("float32", "uint16", "int16", "uint8"))  # read as they are
 

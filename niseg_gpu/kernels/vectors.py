@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 SIDE = 8
-ROWS, CENTROIDS = 3, 4  # multiplied at a time: 12 vectors of sums, as many as fit 16 registers
+CENTROIDS = 4  # multiplied at a time
 FLOAT, INDEX = ir.FloatType(), ir.IntType(32)
 
 
@@ -101,34 +103,38 @@ def _numbers(values):  # type: ignore[no-untyped-def]
     return ir.Constant(ir.VectorType(INDEX, SIDE), values)
 
 
-@intrinsic
-def multiply_block(typing, rows, row, row_step, panel, column, width, products, place, place_step):  # type: ignore[no-untyped-def]
-    """Add the products of 3 rows with 4 centroids to `products`.
+def _make_multiply(n_rows: int, n_centroids: int) -> Any:
+    @intrinsic
+    def multiply(typing, rows, row, row_step, panel, column, width, products, place, place_step):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            rows, row, row_step, panel, column, width, products, place, place_step = arguments
+            kinds, index = signature.args, row.type
 
-    ``products[place + i * place_step + j] += sum(rows[row + i * row_step + f] * panel[column + j * width + f])`` for i
-    from 0 to 2 and j from 0 to 3, over f below `width`, a multiple of 8: eight sums side by side, each in order, then
-    added in pairs. The rounding is the same on every processor.
-    """
+            def at(kind, array, start, step, number):  # type: ignore[no-untyped-def]
+                return _pointer(context, builder, kind, array, builder.add(start, builder.mul(step, index(number))))
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        rows, row, row_step, panel, column, width, products, place, place_step = arguments
-        kinds, index = signature.args, row.type
+            lines = [at(kinds[0], rows, row, row_step, i) for i in range(n_rows)]
+            columns = [at(kinds[3], panel, column, width, j) for j in range(n_centroids)]
+            sums = _sum_products(builder, lines, columns, width)
+            vector = ir.VectorType(FLOAT, CENTROIDS)
+            for i in range(n_rows):
+                target = builder.bitcast(at(kinds[6], products, place, place_step, i), vector.as_pointer())
+                total = _add_up(builder, sums[i])
+                builder.store(builder.fadd(builder.load(target, align=4), total), target, align=4)
+            return context.get_dummy_value()
 
-        def at(kind, array, start, step, number):  # type: ignore[no-untyped-def]
-            return _pointer(context, builder, kind, array, builder.add(start, builder.mul(step, index(number))))
+        index = types.intp
+        return types.void(rows, index, index, panel, index, index, products, index, index), generate
 
-        lines = [at(kinds[0], rows, row, row_step, i) for i in range(ROWS)]
-        columns = [at(kinds[3], panel, column, width, j) for j in range(CENTROIDS)]
-        sums = _sum_products(builder, lines, columns, width)
-        vector = ir.VectorType(FLOAT, CENTROIDS)
-        for i in range(ROWS):
-            target = builder.bitcast(at(kinds[6], products, place, place_step, i), vector.as_pointer())
-            total = _add_up(builder, sums[i])
-            builder.store(builder.fadd(builder.load(target, align=4), total), target, align=4)
-        return context.get_dummy_value()
+    return multiply
 
-    index = types.intp
-    return types.void(rows, index, index, panel, index, index, products, index, index), generate
+
+# Twelve vectors of sums each, as many as sixteen registers hold beside what is multiplied.
+# ``products[place + i * place_step + j] += sum(rows[row + i * row_step + f] * panel[column + j * width + f])`` for the
+# rows i and centroids j of the name, over f below `width`, a multiple of 8; four products are written in any case.
+# Eight sums side by side, each in order, then added in pairs: the rounding is the same whichever of them is taken, on
+# every processor.
+multiply_3x4, multiply_4x3, multiply_6x2, multiply_12x1 = (_make_multiply(12 // k, k) for k in (4, 3, 2, 1))
 
 
 def _sum_products(builder, lines, columns, width):  # type: ignore[no-untyped-def]
@@ -148,11 +154,14 @@ def _sum_products(builder, lines, columns, width):  # type: ignore[no-untyped-de
     def load(line):  # type: ignore[no-untyped-def]
         return builder.load(builder.bitcast(builder.gep(line, [f]), vector.as_pointer()), align=4)
 
-    values = [load(line) for line in lines]
+    # the fewer are held, the others come one at a time: together with the sums they just fit the registers
     new = [[None] * len(columns) for _ in lines]
-    for j, column in enumerate(columns):
-        other = load(column)
-        for i, value in enumerate(values):
+    fewer, more = (lines, columns) if len(lines) < len(columns) else (columns, lines)
+    held = [load(one) for one in fewer]
+    for m, one in enumerate(more):
+        value = load(one)
+        for h, other in enumerate(held):
+            i, j = (h, m) if fewer is lines else (m, h)
             new[i][j] = builder.call(fused, [value, other, sums[i][j]])
     following = builder.add(f, width.type(SIDE))
     f.add_incoming(following, loop)
@@ -166,7 +175,9 @@ def _sum_products(builder, lines, columns, width):  # type: ignore[no-untyped-de
 
 
 def _add_up(builder, four):  # type: ignore[no-untyped-def]
-    """The sums of four vectors of eight, as a vector of four."""
+    """The sums of up to four vectors of eight, as a vector of four."""
+    none = ir.Constant(ir.VectorType(FLOAT, SIDE), [0.0] * SIDE)
+    four = [*four, *[none] * (CENTROIDS - len(four))]
 
     def pairs(one, other):  # type: ignore[no-untyped-def]
         """Sums of neighbours within each half: of `one`, then of `other`."""
