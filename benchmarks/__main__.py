@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=("small", "full"), default="small", help="60x64x64 or 916x512x512 values")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     parser.add_argument("--data", metavar="DIR", help="keep the simulated data here (default: a temporary folder)")
-    parser.add_argument("--kernels", choices=("library", "own"), default="library", help="what a GPU takes")
+    parser.add_argument("--kernels", choices=("auto", "library", "own"), default="auto", help="as a pipeline has it")
     parser.add_argument("--seconds", type=float, default=20, help="for the repeats of each side (default: 20)")
     return parser
 

@@ -75,7 +75,7 @@ class Labels:
                 {"kmeans": kmeans},
             ],
             "output": {"path": str(out), "arrays": ["image"] * self.keep_image + ["labels", "spectra"]},
-            "compute": {"kernels": os.environ.get("NISEG_BENCH_KERNELS", "library")},
+            "compute": {"kernels": os.environ.get("NISEG_BENCH_KERNELS", "auto")},
         }
 
     def assert_equal(self, found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, int]:

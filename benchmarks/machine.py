@@ -16,7 +16,7 @@ from niseg_gpu.pipeline.info import describe_machine
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def describe_conditions(*, kernels: str = "library") -> dict[str, Any]:
+def describe_conditions(*, kernels: str = "auto") -> dict[str, Any]:
     """Return date, hardware, threads, library versions and the revision of the sources."""
     machine = describe_machine(kernels=kernels)
     return {

@@ -19,7 +19,7 @@ from niseg_gpu.stack import StackInfo
 
 def choose_device() -> Any:
     """The twin that is measured, with the kernels that the runner was told to take."""
-    return select("auto", kernels=os.environ.get("NISEG_BENCH_KERNELS", "library"))[0]
+    return select("auto", kernels=os.environ.get("NISEG_BENCH_KERNELS", "auto"))[0]
 
 
 def read_stack(run: Path) -> np.ndarray:

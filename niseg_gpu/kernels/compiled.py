@@ -18,6 +18,8 @@ from numba.core.caching import FunctionCache
 
 # called from compiled code only: without the wrappers for Python it compiles in two thirds of the time
 inline = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# becomes part of what calls it: a call takes and gives back a hold on each array, which a loop over rows feels
+within = njit(inline="always")
 
 
 class _KernelCache(FunctionCache):

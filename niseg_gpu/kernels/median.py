@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.kernels.compiled import compiled, inline, read_flat
+from niseg_gpu.kernels.compiled import compiled, inline, read_flat, within
 from niseg_gpu.kernels.lines import fetch
 from niseg_gpu.kernels.median_rows import filter5, filter7
 from niseg_gpu.kernels.networks import median9, sort3
-from niseg_gpu.kernels.spot_rules import Rule, clean_row, make_rule
+from niseg_gpu.kernels.row3 import clean_row3, filter_row3
+from niseg_gpu.kernels.spot_rules import Rule, add_counts, clean_row, make_rule
 from niseg_gpu.kernels.spot_rules import limit_differences as limit_differences  # the GPU's kernels look for it here
 
 SIZES = (3, 5)  # of windows in frames for which either device has a kernel
@@ -37,25 +38,7 @@ def _sort_row3(frames, i, first, end, lines):
         lines[x], lines[line1 + x], lines[line2 + x] = sort3(frames[i0 + x], frames[i1 + x], frames[i2 + x])
 
 
-@inline
-def _median_row3(frames, i, x, before, centre):
-    """Median at column `x`; its three of the row after `centre`, at `i`, take the place of those `before`."""
-    line1, line2 = np.uint64(LINE), np.uint64(2 * LINE)
-    a0, a1, a2 = before[x], before[line1 + x], before[line2 + x]
-    b0, b1, b2 = centre[x], centre[line1 + x], centre[line2 + x]
-    c0, c1, c2 = sort3(frames[i + x], frames[i + np.uint64(1) + x], frames[i + np.uint64(2) + x])
-    before[x], before[line1 + x], before[line2 + x] = c0, c1, c2
-    return median9(a0, a1, a2, b0, b1, b2, c0, c1, c2)
-
-
-@inline
-def _filter_row3(frames, i, first, end, before, centre, out, o):
-    i, o = np.uint64(i), np.uint64(o)
-    for x in range(np.uint64(first), np.uint64(max(first, end))):
-        out[o + x] = _median_row3(frames, i, x, before, centre)
-
-
-@inline
+@within
 def _border3(frames, above, centre, below, x, inner):
     """Median at the first or last column `x`, which stands for the one outside too."""
     i, j, k, inner = np.uint64(above + x), np.uint64(centre + x), np.uint64(below + x), np.uint64(inner - x)
@@ -65,11 +48,25 @@ def _border3(frames, above, centre, below, x, inner):
     return median9(a0, a1, a2, b0, b1, b2, c0, c1, c2)
 
 
+@within
+def _clean_border(frames, i, median, counted, out, spots, limits):
+    """Clean value `i`; return spots + 2**32 times NaN, less what is there and `counted`."""
+    at, differences = np.uint64(i), limits.dtype.type
+    value, before = frames[at], np.int64(spots[at]) if counted else 0
+    above = value > median
+    high, low = (value, median) if above else (median, value)
+    # in the unsigned type of the same width, that of the limits, no difference overflows
+    gap = differences(differences(high) - differences(low))
+    spot = gap > (limits[0] if above else limits[1])
+    out[at], spots[at] = median if spot else value, spot
+    return np.int64(spot) - before + (np.int64(value != value) << 32)
+
+
 @compiled
 def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
     """3 x 3 medians of frames one after another into `out`; where `spots` is not empty, frames cleaned by a `Rule`."""
     even, odd = np.empty(3 * LINE, frames.dtype), np.empty(3 * LINE, frames.dtype)
-    clean = spots.size > 0
+    clean, fused = spots.size > 0, spots.size > 0 and noise.size == 0 and blank.size == 0
     medians = np.empty(LINE, frames.dtype)
     # the processor looks ahead by itself, but not beyond the end of a page
     ahead = PAGE // frames.itemsize if frames.size * frames.itemsize > CACHED and width * frames.itemsize < PAGE else 0
@@ -93,15 +90,26 @@ def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
                 if ahead:
                     for x in range(0, n, CACHE_LINE // frames.itemsize):
                         fetch(frames, below + left + ahead + x)
-                if clean:
-                    _filter_row3(frames, i, first, end, before, centre, medians, 0)
+                if fused:
+                    found = clean_row3(frames, i, first, end, before, centre, LINE, out, o, spots, limits)
+                    for x in range(o + n, o + end):
+                        found -= spots[np.uint64(x)]
+                    if left == 0:
+                        median = _border3(frames, above, row, below, 0, min(1, width - 1))
+                        found += _clean_border(frames, row, median, first == 0 < end, out, spots, limits)
+                    if edge and width > 1:
+                        median = _border3(frames, above, row, below, width - 1, width - 2)
+                        found += _clean_border(frames, row + width - 1, median, end >= n, out, spots, limits)
+                    add_counts(counts, k, found)
+                elif clean:
+                    filter_row3(frames, i, first, end, before, centre, LINE, medians, 0)
                     if left == 0:
                         medians[0] = _border3(frames, above, row, below, 0, min(1, width - 1))
                     if edge and width > 1:
                         medians[n - 1] = _border3(frames, above, row, below, width - 1, width - 2)
                     clean_row(frames, o, medians, 0, n, out, spots, k, counts, limits, noise, blank)
                 else:
-                    _filter_row3(frames, i, first, end, before, centre, out, o)
+                    filter_row3(frames, i, first, end, before, centre, LINE, out, o)
                     if left == 0:
                         out[row] = _border3(frames, above, row, below, 0, min(1, width - 1))
                     if edge and width > 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.kernels.compiled import compiled, inline
+from niseg_gpu.kernels.compiled import compiled, inline, within
 from niseg_gpu.kernels.lines import VECTOR_BYTES, loop_over
 from niseg_gpu.kernels.selection import merging, sorting, two_medians
 from niseg_gpu.kernels.spot_rules import clean_row
@@ -34,7 +34,7 @@ _sort5, _merge5, _step5 = _loops(5)
 _sort7, _merge7, _step7 = _loops(7)
 
 
-@inline
+@within
 def pad_row(frames, row, width, left, n, half, lines, k):
     """Copy columns `left` to `left + n` of a row into a line, with `half` neighbours on either side."""
     to, i = np.uint64(k + half), np.uint64(row + left)
@@ -45,7 +45,7 @@ def pad_row(frames, row, width, left, n, half, lines, k):
         lines[k + half + n + x] = frames[row + min(left + n + x, width - 1)]
 
 
-@inline
+@within
 def copy_row(medians, m, n, out, o):
     m, o = np.uint64(m), np.uint64(o)
     for x in range(np.uint64(n)):

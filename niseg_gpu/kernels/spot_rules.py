@@ -7,17 +7,61 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from niseg_gpu.kernels.compiled import within
 from niseg_gpu.kernels.lines import VECTOR_BYTES, as_vector, choose
 
 FLOAT, DOUBLE, WHOLE = ir.FloatType(), ir.DoubleType(), ir.IntType(64)
 
 
+class Tally:
+    """Counts spots and NaN in loops over vectors, each lane for itself.
+
+    Parameters
+    ----------
+    context, builder : object
+        Of the function being compiled.
+    dtype : numba type
+        Of the values.
+    """
+
+    def __init__(self, context: Any, builder: Any, dtype: Any) -> None:
+        self.builder, self.has_nan = builder, isinstance(dtype, types.Float)
+        self.width = max(16, 8 * context.get_abi_sizeof(context.get_data_type(dtype)))
+        self.sums = [cgutils.alloca_once_value(builder, ir.Constant(WHOLE, 0)) for _ in range(1 + self.has_nan)]
+        self.counts: list[Any] = []
+
+    def start(self, lanes: int) -> None:
+        zeros = ir.Constant(ir.VectorType(ir.IntType(self.width), lanes), None)
+        self.counts = [cgutils.alloca_once(self.builder, zeros.type) for _ in self.sums]
+        for counts in self.counts:
+            self.builder.store(zeros, counts)
+
+    def add(self, value: Any, spot: Any) -> None:
+        """Count where the bits of `spot` are set, and the NaN among values."""
+        marks = [spot, self.builder.fcmp_unordered("uno", value, value)] if self.has_nan else [spot]
+        for counts, where in zip(self.counts, marks, strict=True):
+            new = self.builder.sub(self.builder.load(counts), self.builder.sext(where, counts.type.pointee))
+            self.builder.store(new, counts)
+
+    def stop(self) -> None:
+        for total, counts in zip(self.sums, self.counts, strict=True):
+            kind = counts.type.pointee
+            function = _declare(self.builder, "llvm.vector.reduce.add", kind, result=kind.element)
+            more = self.builder.zext(self.builder.call(function, [self.builder.load(counts)]), WHOLE)
+            self.builder.store(self.builder.add(self.builder.load(total), more), total)
+
+    def total(self) -> Any:
+        """Spots + 2**32 times NaN."""
+        spots, *nan = (self.builder.load(total) for total in self.sums)
+        return self.builder.add(spots, self.builder.shl(nan[0], ir.Constant(WHOLE, 32))) if nan else spots
+
+
 @intrinsic
-def _replace(typing, values, i, medians, m, n, out, spots, limits, noise, blank):  # type: ignore[no-untyped-def]
+def replace_spots(typing, values, i, medians, m, n, out, spots, limits, noise, blank):  # type: ignore[no-untyped-def]
     """Clean `n` values from `i`, whose medians lie from `m`, by a `Rule`; return spots + 2**32 times NaN."""
     dtype = values.dtype
 
@@ -28,10 +72,9 @@ def _replace(typing, values, i, medians, m, n, out, spots, limits, noise, blank)
             if isinstance(kind, types.Array)
         ]
         (v, middle, o, s, far, unlikely, empty), n = arrays, arguments[4]
-        starts = [builder.gep(a.data, [at]) for a, at in zip((v, middle, o, s), _starts(arguments), strict=True)]
-        element = context.get_data_type(dtype)
-        lanes = VECTOR_BYTES // context.get_abi_sizeof(element)
-        total = cgutils.alloca_once_value(builder, ir.Constant(WHOLE, 0))
+        begins = (arguments[1], arguments[3], arguments[1], arguments[1])
+        starts = [builder.gep(array.data, [at]) for array, at in zip((v, middle, o, s), begins, strict=True)]
+        element, tally = context.get_data_type(dtype), Tally(context, builder, dtype)
         has_noise, has_blank = (
             builder.icmp_signed(">", cgutils.unpack_tuple(builder, a.shape)[0], ir.Constant(WHOLE, 0))
             for a in (unlikely, empty)
@@ -41,63 +84,40 @@ def _replace(typing, values, i, medians, m, n, out, spots, limits, noise, blank)
             builder.store(builder.load(empty.data), fill)
 
         def loop(first: Any, stop: Any, lanes: int, *, by_noise: bool) -> None:
-            rule = [builder.load(builder.gep((unlikely if by_noise else far).data, [k])) for k in _two()]
-            rule = [_spread(builder, one, lanes) for one in rule]
-            filler = _spread(builder, builder.load(fill), lanes) if isinstance(dtype, types.Float) else None
-            counter = ir.VectorType(ir.IntType(max(16, 8 * context.get_abi_sizeof(element))), lanes)
-            found, nan = (cgutils.alloca_once_value(builder, ir.Constant(counter, None)) for _ in range(2))
+            tally.start(lanes)
+            pair = (unlikely if by_noise else far).data
+            rule = [builder.load(builder.gep(pair, [ir.Constant(WHOLE, k)])) for k in range(2)]
+            rule = [spread(builder, limit, lanes) for limit in rule]
+            filler = spread(builder, builder.load(fill), lanes) if isinstance(dtype, types.Float) else None
             with cgutils.for_range_slice(builder, first, stop, ir.Constant(WHOLE, lanes)) as (x, _):
                 places = [as_vector(builder, builder.gep(start, [x]), lanes) for start in starts]
                 value, median = (builder.load(place, align=1) for place in places[:2])
-                spot = (_is_beyond if by_noise else _is_far)(builder, dtype, value, median, *rule)
-                new = median
-                if filler is not None:
-                    new = builder.select(has_blank, filler, median)
-                    _add(builder, nan, builder.fcmp_unordered("uno", value, value))
-                _add(builder, found, spot)
+                spot = (_is_beyond if by_noise else is_far)(builder, dtype, value, median, *rule)
+                tally.add(value, spot)
+                new = median if filler is None else builder.select(has_blank, filler, median)
                 builder.store(builder.select(spot, new, value), places[2], align=1)
                 builder.store(builder.zext(spot, places[3].type.pointee), places[3], align=1)
-            spotted, lost = (_sum(builder, builder.load(counts)) for counts in (found, nan))
-            lost = builder.shl(lost, ir.Constant(WHOLE, 32))
-            builder.store(builder.add(builder.load(total), builder.add(spotted, lost)), total)
+            tally.stop()
 
+        lanes = VECTOR_BYTES // context.get_abi_sizeof(element)
         whole = builder.sub(n, builder.srem(n, ir.Constant(WHOLE, lanes)))
         with builder.if_else(has_noise) as (then, otherwise):
             for branch, by_noise in ((then, True), (otherwise, False)):
                 with branch:
                     loop(ir.Constant(WHOLE, 0), whole, lanes, by_noise=by_noise)
                     loop(whole, n, 1, by_noise=by_noise)
-        return builder.load(total)
+        return tally.total()
 
     at = types.int64
     return types.int64(values, at, medians, at, at, out, spots, limits, noise, blank), generate
 
 
-def _starts(arguments: Any) -> tuple[Any, ...]:
-    """Where values, medians, cleaned values and spots begin."""
-    return arguments[1], arguments[3], arguments[1], arguments[1]
-
-
-def _two() -> list[Any]:
-    return [ir.Constant(WHOLE, k) for k in range(2)]
-
-
-def _spread(builder: Any, value: Any, lanes: int) -> Any:
+def spread(builder: Any, value: Any, lanes: int) -> Any:
     """A vector of one value."""
     vector = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     for k in range(lanes):
         vector = builder.insert_element(vector, value, ir.Constant(ir.IntType(32), k))
     return vector
-
-
-def _add(builder: Any, counts: Any, where: Any) -> None:
-    """Count where a vector of bits is set."""
-    builder.store(builder.sub(builder.load(counts), builder.sext(where, counts.type.pointee)), counts)
-
-
-def _sum(builder: Any, counts: Any) -> Any:
-    function = _declare(builder, "llvm.vector.reduce.add", counts.type, result=counts.type.element)
-    return builder.zext(builder.call(function, [counts]), WHOLE)
 
 
 def _declare(builder: Any, name: str, vector: Any, *, result: Any = None, arguments: int = 1) -> Any:
@@ -107,7 +127,7 @@ def _declare(builder: Any, name: str, vector: Any, *, result: Any = None, argume
     return cgutils.get_or_insert_function(builder.module, kind, f"{name}.v{vector.count}{letter}")
 
 
-def _is_far(builder: Any, dtype: Any, value: Any, median: Any, bright: Any, dark: Any) -> Any:
+def is_far(builder: Any, dtype: Any, value: Any, median: Any, bright: Any, dark: Any) -> Any:
     """Whether values lie farther above their medians than `bright` or below them than `dark`.
 
     Both are of the type that holds every difference, see `limit_differences`.
@@ -152,13 +172,18 @@ def _as_floats(builder: Any, dtype: Any, vector: Any, kind: Any) -> Any:
     return builder.sitofp(vector, kind) if dtype.signed else builder.uitofp(vector, kind)
 
 
-@njit(inline="always")  # a call would take and give back a hold on each array
+@within
 def clean_row(values, i, medians, m, n, out, spots, k, counts, limits, noise, blank):
     """Clean row `k`: `n` values from `i`, whose medians lie from `m`. The last three arrays are those of a `Rule`.
 
     The first half of `counts` gets the spots of each row, the second the NaN.
     """
-    found = _replace(values, i, medians, m, n, out, spots, limits, noise, blank)
+    add_counts(counts, k, replace_spots(values, i, medians, m, n, out, spots, limits, noise, blank))
+
+
+@within
+def add_counts(counts, k, found):
+    """Add what was found in row `k`: spots + 2**32 times NaN."""
     counts[k] += found & 0xFFFFFFFF
     counts[counts.size // 2 + k] += found >> 32
 
