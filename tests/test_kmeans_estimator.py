@@ -293,20 +293,43 @@ def test_out_of_core_keeps_to_its_budget_and_gives_the_same_bytes(tmp_path: Path
     assert here.cluster_centers_.tobytes() == found["centroids"].tobytes() and here.inertia_ == found["inertia"]
 
 
-def test_workers_of_a_client_give_the_same_bytes() -> None:
-    distributed = pytest.importorskip("distributed", reason="distributed is not installed; it comes with the hpc extra")
+# in a process of its own, as its event loops end at their leisure
+ON_WORKERS = """
+    import sys
+    import dask.array as da, distributed, numpy as np
+    from niseg_gpu import KMeans
+    from niseg_gpu.kmeans.arrays import open_points
+    if __name__ == "__main__":
+        data = np.load(sys.argv[1])
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            with distributed.Client(cluster):
+                lazy = da.from_array(data["stack"], chunks=(7, 9, 33))
+                one = KMeans(4, random_state=0, feature_dim=0).fit(lazy)
+                two = KMeans(6, init=data["far"]).fit(da.from_array(data["with_holes"], chunks=(777, 20)))
+                assert type(open_points(lazy, feature_dim=0)).__name__ == "SpreadPoints"
+                np.testing.assert_array_equal(one.predict(lazy), one.labels_)
+        for name, found in ("one", one), ("two", two):
+            np.savez(sys.argv[2] + name, labels=found.labels_, centroids=found.cluster_centers_, inertia=found.inertia_)
+"""
+
+
+def test_workers_of_a_client_give_the_same_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="distributed is not installed; it comes with the hpc extra")
     rows = clustered(5000, 20, dtype="uint16")
     stack = np.ascontiguousarray(rows.T).reshape(20, 50, 100)
-    rows_with_holes = rows.astype(np.float32)
-    rows_with_holes[7] = np.nan
+    with_holes = rows.astype(np.float32)
+    with_holes[7] = np.nan
     far = rows[:6].astype(np.float32)
     far[0] += 10_000
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        with distributed.Client(cluster):
-            lazy = da.from_array(stack, chunks=(7, 9, 33))
-            spread = [KMeans(4, random_state=0, feature_dim=0).fit(lazy)]
-            spread.append(KMeans(6, init=far).fit(da.from_array(rows_with_holes, chunks=(777, 20))))
-            assert type(open_points(lazy, feature_dim=0)).__name__ == "SpreadPoints"
-            np.testing.assert_array_equal(spread[0].predict(lazy), spread[0].labels_)
-    here = [KMeans(4, random_state=0, feature_dim=0).fit(stack), KMeans(6, init=far).fit(rows_with_holes)]
-    assert [bytes_of(a) for a in spread] == [bytes_of(b) for b in here]
+    np.savez(tmp_path / "data.npz", stack=stack, with_holes=with_holes, far=far)
+    script = tmp_path / "on_workers.py"
+    script.write_text(textwrap.dedent(ON_WORKERS))
+    command = [sys.executable, script, tmp_path / "data.npz", f"{tmp_path}/"]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    here = {"one": KMeans(4, random_state=0, feature_dim=0).fit(stack), "two": KMeans(6, init=far).fit(with_holes)}
+    for name, expected in here.items():
+        found = np.load(tmp_path / f"{name}.npz")
+        assert found["labels"].tobytes() == expected.labels_.tobytes()
+        assert found["centroids"].tobytes() == expected.cluster_centers_.tobytes()
+        assert found["inertia"] == expected.inertia_
