@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from benchmarks import ours, plain
-from benchmarks.bench_end_to_end import ROOT
+from benchmarks.bench_end_to_end import ROOT, TIE, TIES
 from benchmarks.data import ITERATIONS, prepare_centroids, prepare_counts, prepare_run
 from benchmarks.kmeans_sides import SIDES, choose_start, fit_side, read_pixels
 from benchmarks.rows import Ran
@@ -28,7 +28,7 @@ class KMeans:
     params = (["small", "full"],)
     param_names = ["size"]
     reference = "time_sklearn"
-    equal = "labels identical"
+    equal = "labels identical but for ties (counted)"
     included = "spectra in memory, one a row, to labels; no disk, no start-up, no transposing"
     warm_up = True
 
@@ -46,8 +46,19 @@ class KMeans:
     def time_ours(self, size: str) -> np.ndarray:
         return ours.cluster_spectra(self.table, self.centroids, iterations=ITERATIONS).labels.ravel()
 
-    def assert_equal(self, labels: np.ndarray, expected: np.ndarray) -> None:
-        np.testing.assert_array_equal(labels, expected)
+    def assert_equal(self, labels: np.ndarray, expected: np.ndarray) -> dict[str, int]:
+        """Where labels differ, a pixel must be as near to the mean of one cluster as to that of the other."""
+        differing = np.flatnonzero(labels != expected)
+        assert len(differing) <= TIES * len(expected), f"{len(differing)} of {len(expected)} labels differ"
+        if len(differing):
+            means = {c: self.spectra[expected == c].mean(axis=0, dtype=np.float64) for c in np.unique(expected)}
+            for i in differing:
+                assert labels[i] in means, f"pixel {i} is in cluster {labels[i]}, which has no pixel there"
+                got, best = (((self.spectra[i] - means[c]) ** 2).sum() for c in (labels[i], expected[i]))
+                assert abs(got - best) <= TIE * best, (
+                    f"pixel {i}: distance² {got:.6g}, to the expected {best:.6g}"
+                )
+        return {"ties_decided_otherwise": len(differing)}
 
 
 class Gather:
@@ -82,7 +93,10 @@ class Fit:
     params = (["small", "full"], list(CASES))
     param_names = ["size", "case"]
     reference = "time_sklearn"
-    equal = "inertia to 1e-5, labels but for 1 in 1000 (counted); k 64, where rounding decides more: inertia to 1e-3"
+    equal = (
+        "after one iteration labels but for 1 in 1000 (counted) and inertia to 1e-5; after all of them, where rounding "
+        "leads overlapping clusters apart, inertia to 1e-2, the same number of iterations"
+    )
     included = (
         "the estimator's fit; no disk, no start-up; sklearn and ours: float32 spectra, one a row; ours_uint16: 16 bit; "
         "ours_frames: float32 frames; memory: beyond the data, of a process that does nothing else"
@@ -95,6 +109,7 @@ class Fit:
         self.path = prepare_counts(pixels, features)
         self.start = choose_start(self.path, n_clusters)
         self.pixels = {side: read_pixels(side, self.path) for side in SIDES}
+        self.first: dict[str, tuple[np.ndarray, float]] = {}
         self.beyond: dict[str, float] = {}
         self.shape, self.dtype, self.nbytes = (pixels, features), np.dtype(np.float32), 4 * pixels * features
 
@@ -114,7 +129,10 @@ class Fit:
         begin = time.perf_counter()
         found = fit_side(side, self.pixels[side], self.start, iterations=ITERATIONS)
         seconds = time.perf_counter() - begin
-        output = (found.labels_.ravel(), found.inertia_, found.n_iter_)
+        if side not in self.first:
+            one = fit_side(side, self.pixels[side], self.start, iterations=1)
+            self.first[side] = one.labels_.ravel(), one.inertia_
+        output = (*self.first[side], found.inertia_, found.n_iter_)
         return Ran(output, seconds, self._measure_memory(side) if size == "full" else {})
 
     def _measure_memory(self, side: str) -> dict[str, float]:
@@ -126,9 +144,9 @@ class Fit:
         return {"peak_memory_gb": beyond * self.pixels[side].nbytes / 1e9, "memory_over_data": round(beyond, 3)}
 
     def assert_equal(self, found: tuple, expected: tuple) -> dict[str, int]:
-        few = len(self.start) <= 10
-        np.testing.assert_allclose(found[1], expected[1], rtol=1e-5 if few else 1e-3)
         otherwise = int((found[0] != expected[0]).sum())
-        assert not few or otherwise <= len(found[0]) // 1000, f"{otherwise} of {len(found[0])} labels differ"
-        assert found[2] == expected[2], f"{found[2]} iterations, not {expected[2]}"
-        return {"labelled_otherwise": otherwise}
+        assert otherwise <= len(found[0]) // 1000, f"{otherwise} of {len(found[0])} labels differ"
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+        np.testing.assert_allclose(found[2], expected[2], rtol=1e-2)
+        assert found[3] == expected[3], f"{found[3]} iterations, not {expected[3]}"
+        return {"labelled_otherwise_after_one": otherwise}

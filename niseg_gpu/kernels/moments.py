@@ -9,6 +9,7 @@ from numba import njit
 
 from niseg_gpu.kernels.lloyd import FAST, add_row, magic_of
 from niseg_gpu.kernels.tiles import aligned_zeros, empty_tile, flatten, gather_rows
+from niseg_gpu.kernels.vectors import SIDE, widen_range
 
 
 class Bounds(NamedTuple):
@@ -39,11 +40,10 @@ def _is_finite(tile, r):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _widen(tile, r, low, high):  # type: ignore[no-untyped-def]
-    for b in range(tile.shape[0]):
-        row, least, greatest = tile[b, r], low[b], high[b]
-        for f in range(row.size):
-            least[f] = row[f] if row[f] < least[f] else least[f]
-            greatest[f] = row[f] if row[f] > greatest[f] else greatest[f]
+    values, (blocks, rows, width) = tile.reshape(-1), tile.shape
+    for b in range(blocks):
+        for f in range(0, width, SIDE):
+            widen_range(values, (b * rows + r) * width + f, low, high, b * width + f)
 
 
 @njit(nogil=True, cache=True)
@@ -67,9 +67,9 @@ def find_bounds_cpu(pixels: np.ndarray) -> Bounds:
     """
     n, features = pixels.shape
     tile, valid = empty_tile(features), np.empty(n, np.bool_)
-    low, high = (np.full((len(tile), tile.shape[2]), bound, np.float32) for bound in (np.inf, -np.inf))
+    low, high = (np.full(len(tile) * tile.shape[2], bound, np.float32) for bound in (np.inf, -np.inf))
     _find_bounds(*flatten(pixels), np.zeros(features, np.float32), valid, low, high, tile)
-    return Bounds(valid, low.ravel()[:features], high.ravel()[:features])
+    return Bounds(valid, low[:features], high[:features])
 
 
 @njit(nogil=True, fastmath=FAST, cache=True)

@@ -60,6 +60,28 @@ def turn_square(typing, flat, at, step, offsets, first, rows, to, row_step):  # 
     return types.void(flat, index, index, offsets, index, rows, index, index), generate
 
 
+@intrinsic
+def widen_range(typing, values, at, low, high, to):  # type: ignore[no-untyped-def]
+    """Take eight float32 values from ``values[at]`` on into the range from ``low[to]`` and ``high[to]`` on; no NaN."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        values, at, low, high, to = arguments
+        kinds = signature.args
+        new = _load(context, builder, kinds[0], values, at)
+        # not compared and selected: that LLVM makes a masked store of, many times as slow on some processors
+        for kind, bounds, name in ((kinds[2], low, "minnum"), (kinds[3], high, "maxnum")):
+            kind_of = ir.FunctionType(new.type, [new.type] * 2)
+            function = cgutils.get_or_insert_function(builder.module, kind_of, f"llvm.{name}.v{SIDE}f32")
+            old = _load(context, builder, kind, bounds, to)
+            farther = builder.call(function, [new, old], fastmath=("nnan",))
+            place = _pointer(context, builder, kind, bounds, to)
+            builder.store(farther, builder.bitcast(place, farther.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(values, index, low, high, index), generate
+
+
 def _pointer(context, builder, kind, array, at):  # type: ignore[no-untyped-def]
     return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
 
