@@ -55,9 +55,7 @@ class KMeans:
             for i in differing:
                 assert labels[i] in means, f"pixel {i} is in cluster {labels[i]}, which has no pixel there"
                 got, best = (((self.spectra[i] - means[c]) ** 2).sum() for c in (labels[i], expected[i]))
-                assert abs(got - best) <= TIE * best, (
-                    f"pixel {i}: distance² {got:.6g}, to the expected {best:.6g}"
-                )
+                assert abs(got - best) <= TIE * best, f"pixel {i}: distance² {got:.6g}, to the expected {best:.6g}"
         return {"ties_decided_otherwise": len(differing)}
 
 
