@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import plain
-from benchmarks.data import ITERATIONS, N_CLUSTERS, SIZES, THRESHOLD, prepare_centroids, prepare_run
-from benchmarks.rows import Ran
+import niseg_gpu
 
-ROOT = Path(__file__).parents[1]
+from . import plain
+from .clock import Ran
+from .data import ITERATIONS, N_CLUSTERS, SIZES, THRESHOLD, prepare_centroids, prepare_run
+
 TIES, TIE = 1e-4, 1e-4  # pixels allowed to lie half way, and how near to half way their squared distances must be
 RESULTS = ("labels", "centroids", "spectra")
 
@@ -30,6 +32,8 @@ class Labels:
     equal = "labels identical but for ties (counted), spectra to 1e-3 relative"
     included = "whole processes: start-up, files in the page cache, results written (ours: with its report)"
     warm_up = False
+    devices = ("cpu", "gpu")
+    on_host = ("plain",)
     keep_image = False
 
     def setup(self, size: str) -> None:
@@ -46,9 +50,9 @@ class Labels:
         with _folder_beside(self.run) as folder:
             out = Path(folder) / "plain"
             options = ["--centroids", self.centroids, "--iterations", ITERATIONS, "--threshold", THRESHOLD]
-            took = launch("benchmarks.plain", self.run, out, *options, *["--keep-image"] * self.keep_image)
+            took = launch([Path(plain.__file__)], self.run, out, *options, *["--keep-image"] * self.keep_image)
             found = {name: np.load(out / f"{name}.npy") for name in RESULTS}
-        return Ran(found, took["seconds"], _costs(took))
+        return Ran(found, took["seconds"], _costs(took), waited=True, ran_on="cpu")
 
     def time_ours(self, size: str) -> Ran:
         import zarr
@@ -56,13 +60,14 @@ class Labels:
         with _folder_beside(self.run) as folder:
             out, pipeline = Path(folder) / "ours", Path(folder) / "pipeline.json"
             pipeline.write_text(json.dumps(self.describe_pipeline(out)), encoding="utf-8")  # JSON is YAML
-            took = launch("niseg_gpu", "run", pipeline, "--quiet")
+            took = launch(["-m", "niseg_gpu"], "run", pipeline, "--quiet")
             group = zarr.open_group(out / "result.zarr", mode="r")
             found = {name: group[name][...] for name in RESULTS}
             record = json.loads((out / "run.json").read_text(encoding="utf-8"))
         steps = {step["name"]: step["seconds"] for step in record["steps"]}
-        details = {"device": record["device"]["name"], "seconds_by_step": steps}
-        return Ran(found, took["seconds"], {**_costs(took), **details})
+        details = {**_costs(took), "seconds_by_step": steps}
+        # a process that has ended leaves nothing under way
+        return Ran(found, took["seconds"], details, waited=True, ran_on=record["device"]["name"])
 
     def describe_pipeline(self, out: Path) -> dict[str, Any]:
         """The pipeline of ``niseg-gpu run``."""
@@ -75,7 +80,10 @@ class Labels:
                 {"kmeans": kmeans},
             ],
             "output": {"path": str(out), "arrays": ["image"] * self.keep_image + ["labels", "spectra"]},
-            "compute": {"kernels": os.environ.get("NISEG_BENCH_KERNELS", "auto")},
+            "compute": {
+                "device": os.environ.get("NISEG_BENCH_DEVICE", "auto"),
+                "kernels": os.environ.get("NISEG_BENCH_KERNELS", "auto"),
+            },
         }
 
     def assert_equal(self, found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, int]:
@@ -112,16 +120,21 @@ def count_ties(run: Path, labels: np.ndarray, expected: dict[str, np.ndarray]) -
     return len(places)
 
 
-def launch(module: str, *arguments: Any) -> dict[str, Any]:
-    """Run a Python module in its own process; return seconds, CPU seconds and peak memory in bytes."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "launch.py")]
-    command += [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+def launch(program: Sequence[Any], *arguments: Any) -> dict[str, Any]:
+    """Run a Python program in its own process; return seconds, CPU seconds and peak memory in bytes."""
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py"))]
+    command += [sys.executable, "-P", *map(str, [*program, *arguments])]
+    done = subprocess.run(command, env=sources_first(), capture_output=True, text=True, check=True)
     took = json.loads(done.stdout.splitlines()[-1])
     if took["status"] != 0:
-        raise RuntimeError(f"{module} ended with status {took['status']}: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"{program[-1]} ended with status {took['status']}: {done.stderr.strip()[-300:]}")
     return took
+
+
+def sources_first() -> dict[str, str]:
+    """The environment in which another process finds the package that this one uses."""
+    path = [str(Path(niseg_gpu.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 def _folder_beside(run: Path) -> tempfile.TemporaryDirectory[str]:

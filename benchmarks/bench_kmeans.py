@@ -8,11 +8,11 @@ import time
 
 import numpy as np
 
-from benchmarks import ours, plain
-from benchmarks.bench_end_to_end import ROOT
-from benchmarks.data import ITERATIONS, prepare_centroids, prepare_counts, prepare_run
-from benchmarks.kmeans_sides import SIDES, choose_start, fit_side, read_pixels
-from benchmarks.rows import Ran
+from . import kmeans_sides, ours, plain
+from .bench_end_to_end import sources_first
+from .clock import Ran
+from .data import ITERATIONS, prepare_centroids, prepare_counts, prepare_run
+from .kmeans_sides import SIDES, choose_start, fit_side, read_pixels
 
 CASES = {
     "65536 x 661, k 10": (65_536, 661, 10),
@@ -31,6 +31,8 @@ class KMeans:
     equal = "labels identical"
     included = "spectra in memory, one a row, to labels; no disk, no start-up, no transposing"
     warm_up = True
+    devices = ("cpu", "gpu")
+    on_host = ("sklearn",)
 
     def setup(self, size: str) -> None:
         run = prepare_run(size)
@@ -59,6 +61,8 @@ class Gather:
     equal = "identical"
     included = "memory to memory; no disk, no start-up"
     warm_up = True
+    devices = ("cpu", "gpu")
+    on_host = ("numpy",)
 
     def setup(self, size: str) -> None:
         run = prepare_run(size)
@@ -119,9 +123,9 @@ class Fit:
 
     def _measure_memory(self, side: str) -> dict[str, float]:
         if side not in self.beyond:
-            command = [sys.executable, "-m", "benchmarks.kmeans_sides", side, str(self.path)]
+            command = [sys.executable, "-P", kmeans_sides.__file__, side, str(self.path)]
             command += ["--n-clusters", str(len(self.start)), "--iterations", str(ITERATIONS)]
-            self.beyond[side] = float(subprocess.check_output(command, cwd=ROOT, text=True))
+            self.beyond[side] = float(subprocess.check_output(command, env=sources_first(), text=True))
         beyond = self.beyond[side]
         return {"peak_memory_gb": beyond * self.pixels[side].nbytes / 1e9, "memory_over_data": round(beyond, 3)}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks import ours, plain
-from benchmarks.data import prepare_run
 from niseg_gpu.correct import overlap_correct
+
+from . import ours, plain
+from .data import prepare_run
 
 
 class Overlap:
@@ -18,6 +19,8 @@ class Overlap:
     equal = "to 1e-5 relative"
     included = "memory to memory; no disk, no start-up"
     warm_up = True
+    devices = ("cpu", "gpu")
+    on_host = ("numpy", "ours_one_thread")
 
     def setup(self, size: str) -> None:
         run = prepare_run(size)

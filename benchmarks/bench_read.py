@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks import ours, plain
-from benchmarks.data import prepare_run
+from . import ours, plain
+from .data import prepare_run
 
 
 class Read:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 
-from benchmarks import ours, plain
-from benchmarks.data import THRESHOLD, prepare_run
 from niseg_gpu.backend import CPU
 from niseg_gpu.spots import remove_spots
+
+from . import ours, plain
+from .data import THRESHOLD, prepare_run
 
 FRAMES = 100
 
@@ -23,6 +22,9 @@ class Spots:
     equal = "frames and masks identical"
     included = "memory to memory; no disk, no start-up"
     warm_up = True
+    devices = ("cpu", "gpu")
+    on_host = ("scipy", "ours_one_thread", "opencv")
+    peers = {"opencv": "cv2"}
 
     def setup(self, size: str, dtype: str) -> None:
         run = prepare_run(size)
@@ -41,17 +43,15 @@ class Spots:
     def time_ours(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
         return ours.apply_step(self.frames, {"remove_spots": {"size": 3, "threshold": THRESHOLD}})
 
-    if importlib.util.find_spec("cv2"):
+    def time_opencv(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        import cv2
 
-        def time_opencv(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
-            import cv2
-
-            cleaned, spots = np.empty_like(self.frames), np.empty(self.shape, bool)
-            for i, frame in enumerate(self.frames):
-                median = cv2.medianBlur(frame, 3)
-                spots[i] = np.abs(frame.astype(np.float32) - median) > THRESHOLD
-                cleaned[i] = np.where(spots[i], median, frame)
-            return cleaned, spots
+        cleaned, spots = np.empty_like(self.frames), np.empty(self.shape, bool)
+        for i, frame in enumerate(self.frames):
+            median = cv2.medianBlur(frame, 3)
+            spots[i] = np.abs(frame.astype(np.float32) - median) > THRESHOLD
+            cleaned[i] = np.where(spots[i], median, frame)
+        return cleaned, spots
 
     def assert_equal(self, found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
         assert expected[1].any(), "no spot in these frames, so the masks prove nothing"
@@ -78,6 +78,7 @@ class Medians:
     equal = "medians identical"
     included = "memory to memory, one thread; no disk, no start-up"
     warm_up = True
+    peers = {"opencv": "cv2"}
 
     def setup(self, size: str, dtype: str, window: int, frames: int) -> None:
         self.frames = read_counts(size, dtype, frames)
@@ -94,17 +95,15 @@ class Medians:
     def time_ours_cleaning(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
         return remove_spots(self.frames, size=window, threshold=0)[0]
 
-    if importlib.util.find_spec("cv2"):
+    def time_opencv(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+        import cv2
 
-        def time_opencv(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
-            import cv2
-
-            threads, medians = cv2.getNumThreads(), np.empty_like(self.frames)
-            cv2.setNumThreads(1)
-            for frame, median in zip(self.frames, medians, strict=True):
-                cv2.medianBlur(frame, window, dst=median)
-            cv2.setNumThreads(threads)
-            return medians
+        threads, medians = cv2.getNumThreads(), np.empty_like(self.frames)
+        cv2.setNumThreads(1)
+        for frame, median in zip(self.frames, medians, strict=True):
+            cv2.medianBlur(frame, window, dst=median)
+        cv2.setNumThreads(threads)
+        return medians
 
     def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
         check_medians(found, expected)

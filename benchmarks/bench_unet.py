@@ -12,6 +12,8 @@ from niseg_gpu.unet.config import spot_config
 from niseg_gpu.unet.folder import UNetModel
 from niseg_gpu.unet.normalise import Normalisation
 
+from . import ours
+
 SIDES = {"small": 128, "full": 1024}
 LEVEL, NOISE = 20000.0, 800.0
 TORCH = importlib.util.find_spec("torch") is not None
@@ -26,6 +28,8 @@ class SpotPrediction:
     equal = "probabilities to 1e-5"
     included = "memory to memory, normalisation, tiles and sigmoid included; compiled before, no start-up, no disk"
     warm_up = True
+    devices = ("cpu", "gpu")
+    on_host = ("torch", "plain_jax")
 
     def setup(self, size: str) -> None:
         from niseg_gpu.unet.model import init_weights
@@ -42,7 +46,9 @@ class SpotPrediction:
     def time_ours(self, size: str) -> np.ndarray:
         from niseg_gpu.unet.predict import predict_unet
 
-        return predict_unet(self.image, self.model, result="probability", dtype="float32")
+        backend = ours.choose_device()
+        found = predict_unet(backend.from_host(self.image), self.model, result="probability", dtype="float32")
+        return backend.to_host(found)
 
     def time_plain_jax(self, size: str) -> np.ndarray:
         """The image at once, by plain convolutions after upsampling and concatenation."""

@@ -41,7 +41,7 @@ def prepare_centroids(size: str) -> Path:
     if not path.exists():
         from sklearn.cluster import kmeans_plusplus
 
-        from benchmarks import plain
+        from . import plain
 
         counts, windows = plain.read_stack(run), plain.read_windows(run)
         rows = range(SEEDING_ROWS // 2, counts.shape[1] - 1, counts.shape[1] // SEEDING_ROWS)
