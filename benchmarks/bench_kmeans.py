@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -20,6 +21,11 @@ CASES = {
     "262144 x 114, k 10": (262_144, 114, 10),
     "262144 x 114, k 64": (262_144, 114, 64),
 }
+
+
+def count_least(shape: tuple[int, ...], n_clusters: int, *, nbytes: int, iterations: int) -> dict[str, float]:
+    """Each iteration reads all pixels once, and multiplies them with all centroids."""
+    return {"memory": iterations * nbytes, "operations": iterations * 2 * math.prod(shape) * n_clusters}
 
 
 class KMeans:
@@ -43,10 +49,15 @@ class KMeans:
         self.shape, self.dtype, self.nbytes = self.spectra.shape, self.spectra.dtype, self.spectra.nbytes
 
     def time_sklearn(self, size: str) -> np.ndarray:
-        return plain.cluster_spectra(self.spectra, self.centroids, ITERATIONS).labels_
+        found = plain.cluster_spectra(self.spectra, self.centroids, ITERATIONS)
+        self.iterations = found.n_iter_
+        return found.labels_
 
     def time_ours(self, size: str) -> np.ndarray:
         return ours.cluster_spectra(self.table, self.centroids, iterations=ITERATIONS).labels.ravel()
+
+    def least(self, side: str) -> dict[str, float]:
+        return count_least(self.shape, len(self.centroids), nbytes=self.nbytes, iterations=self.iterations)
 
     def assert_equal(self, labels: np.ndarray, expected: np.ndarray) -> None:
         np.testing.assert_array_equal(labels, expected)
@@ -75,6 +86,9 @@ class Gather:
     def time_ours_one_thread(self, size: str) -> np.ndarray:
         table = ours.build_table(self.frames)
         return table.backend.to_host(table.spectra)
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory, one thread": 2 * self.nbytes}
 
     def assert_equal(self, spectra: np.ndarray, expected: np.ndarray) -> None:
         np.testing.assert_array_equal(spectra, expected)
@@ -118,6 +132,7 @@ class Fit:
         begin = time.perf_counter()
         found = fit_side(side, self.pixels[side], self.start, iterations=ITERATIONS)
         seconds = time.perf_counter() - begin
+        self.iterations = found.n_iter_
         output = (found.labels_.ravel(), found.inertia_, found.n_iter_)
         return Ran(output, seconds, self._measure_memory(side) if size == "full" else {})
 
@@ -128,6 +143,10 @@ class Fit:
             self.beyond[side] = float(subprocess.check_output(command, env=sources_first(), text=True))
         beyond = self.beyond[side]
         return {"peak_memory_gb": beyond * self.pixels[side].nbytes / 1e9, "memory_over_data": round(beyond, 3)}
+
+    def least(self, side: str) -> dict[str, float]:
+        nbytes = self.pixels[side].nbytes
+        return count_least(self.shape, len(self.start), nbytes=nbytes, iterations=self.iterations)
 
     def assert_equal(self, found: tuple, expected: tuple) -> dict[str, int]:
         few = len(self.start) <= 10

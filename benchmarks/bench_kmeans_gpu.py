@@ -13,6 +13,7 @@ from niseg_gpu.kmeans.arrays import open_points
 from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.lloyd import assign, measure_points, read_labels
 
+from .bench_kmeans import count_least
 from .clock import DEVICES, Ran, time_work
 
 SIZES = {"small": (4_096, 61), "full": (512 * 512, 661)}  # pixels, bins
@@ -95,6 +96,11 @@ class Iteration(_Gpu):
             "fraction_of_copying": self.counts.nbytes * iterations / ran.seconds / self.copying,
         }
         return replace(ran, output=np.asarray(labels), seconds=ran.seconds * ITERATIONS / iterations, details=details)
+
+    def least(self, side: str) -> dict[str, float]:
+        """Those that are not ours read float32, whatever the counts are."""
+        nbytes = self.counts.nbytes if side.startswith("own") else self.floats.nbytes
+        return count_least(self.shape, CLUSTERS, nbytes=nbytes, iterations=ITERATIONS)
 
     def time_own(self, size: str, dtype: str) -> Ran:
         """As the estimator does it: each iteration's sums come to the host, which moves the centroids."""

@@ -38,5 +38,10 @@ class Overlap:
         attrs = {"shutter_windows": self.windows, "shutter_counts": self.triggers}
         return ours.apply_step(self.counts, {"overlap_correct": {}}, **attrs)[0]
 
+    def least(self, side: str) -> dict[str, float]:
+        """Two bytes of each count are read and four written."""
+        name = "memory" if side == "ours" else "memory, one thread"
+        return {name: self.nbytes + 4 * self.counts.size}
+
     def assert_equal(self, corrected: np.ndarray, expected: np.ndarray) -> None:
         np.testing.assert_allclose(corrected, expected, rtol=1e-5, atol=0)

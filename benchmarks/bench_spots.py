@@ -53,6 +53,11 @@ class Spots:
             cleaned[i] = np.where(spots[i], median, frame)
         return cleaned, spots
 
+    def least(self, side: str) -> dict[str, float]:
+        """Frames read, frames and mask written."""
+        name = "memory" if side == "ours" else "memory, one thread"
+        return {name: 2 * self.nbytes + self.frames.size}
+
     def assert_equal(self, found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
         assert expected[1].any(), "no spot in these frames, so the masks prove nothing"
         np.testing.assert_array_equal(found[1], expected[1])
@@ -105,6 +110,9 @@ class Medians:
         cv2.setNumThreads(threads)
         return medians
 
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory, one thread": 2 * self.nbytes}
+
     def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
         check_medians(found, expected)
 
@@ -135,6 +143,9 @@ class WideMedians:
 
     def time_ours_cleaning(self, size: str, dtype: str, window: str) -> np.ndarray:
         return remove_spots(self.frames, threshold=0, **self.options)[0]
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory, one thread": 2 * self.nbytes}
 
     def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
         check_medians(found, expected)
@@ -174,6 +185,9 @@ class Options:
 
     def time_ours(self, size: str, option: str) -> tuple[np.ndarray, ...]:
         return CPU.replace_spots(self.frames, **self.options)[:2]
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory, one thread": 2 * self.nbytes + self.frames.size}
 
     def assert_equal(self, found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
         np.testing.assert_array_equal(found[1], expected[1])

@@ -82,6 +82,9 @@ class _OnDevice:
 class _Medians(_OnDevice):
     """The bare medians."""
 
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory": 2 * self.nbytes}
+
     def time_cucim(self, *_: Any) -> Ran:
         return self.run(lambda: self.median_of_cucim(self.frames, size=self.sides()), moved=2 * self.nbytes)
 
@@ -100,6 +103,9 @@ class _Cleaning(_OnDevice):
 
     def moved(self) -> int:
         return 2 * self.nbytes + self.host.size
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory": 2 * self.nbytes if side == "copy" else self.moved()}
 
     def clean_with(self, median: Callable[..., Any]) -> Ran:
         settings = {"xp": self.gpu.xp, "median": median, "size": self.sides(), "threshold": THRESHOLD, "kind": "both"}
@@ -197,6 +203,9 @@ class FromRawBytes:
 
     def time_within_the_kernel(self, *_: Any) -> tuple[Any, ...]:
         return self.clean(self.gpu.from_host(self.stored.view(np.uint16)), stored=(">i2", "uint16"))
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"bus": self.nbytes}
 
     def assert_equal(self, found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
         for ours_, theirs in zip(found, expected, strict=True):

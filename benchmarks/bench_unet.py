@@ -82,9 +82,26 @@ class SpotPrediction:
                 x = x[None, None].contiguous(memory_format=torch.channels_last)
                 return torch.sigmoid(self._torch(x))[0, 0].numpy()
 
+    def least(self, side: str) -> dict[str, float]:
+        """The image read and the probabilities written; what lies between could stay in the caches."""
+        return {
+            "memory": self.nbytes + 4 * self.image.size,
+            "operations": count_operations(self.model.params, self.image.size),
+        }
+
     def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
         assert np.ptp(expected) > 0.05, "the same everywhere, so this proves nothing"
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def count_operations(params: dict[str, Any], pixels: int) -> float:
+    """Additions and multiplications of a U-Net's convolutions; each level down has a quarter of the pixels."""
+    import jax
+
+    deepest = len(params["downs"])
+    blocks = [*enumerate(params["downs"]), *enumerate(params["ups"]), (deepest, params["bottom"]), (0, params["head"])]
+    kernels = [(level, leaf) for level, block in blocks for leaf in jax.tree.leaves(block) if np.ndim(leaf) == 4]
+    return sum(2 * kernel.size * pixels / 4**level for level, kernel in kernels)
 
 
 def build_torch(model: UNetModel) -> Any:

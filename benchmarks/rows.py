@@ -23,6 +23,9 @@ A benchmark class has the shape that asv knows (``params``, ``param_names``, ``s
 ``peers``
     Names of the sides that are others' libraries, with the module that each needs.
 
+``least(side)``
+    What the work asks of the machine, see `limits`.
+
 A method may return a `Ran`, when it took the time itself, on a GPU by the functions of `clock`.
 """
 
@@ -35,17 +38,25 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
 from .clock import DEVICES, Ran, find_fault, time_work
+from .limits import share_of_limit
 
 MAX_REPEATS = 50
 
 
 def run_benchmark(
-    kind: type, *, size: str, seconds: float, devices: Sequence[str] = ("cpu",), peers: bool = True
+    kind: type,
+    *,
+    size: str,
+    seconds: float,
+    devices: Sequence[str] = ("cpu",),
+    peers: bool = True,
+    limits: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run one class with all its parameters on each device that it knows; give a row for each side.
 
@@ -59,6 +70,8 @@ def run_benchmark(
     devices : sequence of {"cpu", "gpu"}
     peers : bool
         Whether others' libraries are measured too.
+    limits : dict, optional
+        As `limits.measure_limits` gives them; without them no row says its share.
     """
     missing = kind.why_not() if hasattr(kind, "why_not") else ""
     for values in product(*kind.params):
@@ -68,14 +81,28 @@ def run_benchmark(
             yield {"benchmark": name_benchmark(kind), "params": _name(kind, values), "side": "", "skipped": missing}
             continue
         for device in devices_of(kind, devices):
-            os.environ["NISEG_BENCH_DEVICE"] = device
-            benchmark = kind()
-            benchmark.setup(*values)
-            yield from _measure(benchmark, values, seconds=seconds, sides=_sides(benchmark, device, peers=peers))
-            del benchmark
+            with set_variables(NISEG_BENCH_DEVICE=device):
+                benchmark = kind()
+                benchmark.setup(*values)
+                sides = _sides(benchmark, device, peers=peers)
+                for row in _measure(benchmark, values, seconds=seconds, sides=sides):
+                    yield row | _compare_with_limit(benchmark, row, limits)
+                del benchmark, sides
             gc.collect()
         if peers:
             yield from _absent_peers(kind, values)
+
+
+@contextmanager
+def set_variables(**variables: str) -> Iterator[None]:
+    """Set variables of the environment, for other processes too, and put back afterwards what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def devices_of(kind: type, devices: Sequence[str]) -> list[str]:
@@ -146,6 +173,14 @@ def _measure(
         else:
             measured = _seconds(benchmark, name, runs[name], middle)
             yield {**head, **measured, **agreements.get(name, {}), **runs[name][-1].details}
+
+
+def _compare_with_limit(benchmark: Any, row: dict[str, Any], limits: dict[str, Any] | None) -> dict[str, Any]:
+    if limits is None or "seconds" not in row or not hasattr(benchmark, "least"):
+        return {}
+    least = benchmark.least(row["side"])
+    share = share_of_limit(least, limits, device=row["device"], seconds=row["seconds"]["median"])
+    return {"least": least, **share}
 
 
 class FalseTime(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,10 @@ from niseg_gpu.backend import why_no_gpu
 from niseg_gpu.errors import UserError, suggest
 
 from .clock import DEVICES
+from .limits import measure_limits
 from .machine import describe_conditions
-from .rows import devices_of, run_benchmark
+from .roofline import draw_roofline
+from .rows import devices_of, name_benchmark, run_benchmark, set_variables
 from .table import format_table
 
 SUBJECTS = ("read", "overlap", "spots", "spots_gpu", "knn", "kmeans", "kmeans_gpu", "unet", "simulate", "end_to_end")
@@ -26,19 +27,23 @@ SUBJECTS = ("read", "overlap", "spots", "spots_gpu", "knn", "kmeans", "kmeans_gp
 def run_command(
     names: Sequence[str],
     *,
+    stored: Path | None = None,
     json_file: Path | None = None,
     markdown: Path | None = None,
+    picture: Path | None = None,
     quiet: bool = False,
     **how: Any,
 ) -> int:
-    """Measure, write and print.
+    """Measure, or read what was measured; write and print it.
 
     Parameters
     ----------
     names : sequence of str
         Of subjects or classes; none means all.
-    json_file, markdown : path, optional
-        Files to write.
+    stored : path, optional
+        Measure nothing and show this file, which an earlier run wrote as `json_file`.
+    json_file, markdown, picture : path, optional
+        Files to write: the rows, the table, and what `roofline.draw_roofline` draws.
     quiet : bool
         Print no table and no progress.
     **how
@@ -54,18 +59,31 @@ def run_command(
     UserError
         Unknown names, a device that is not there, or nowhere to write.
     """
-    for flag, path in {"--json": json_file, "--markdown": markdown}.items():
+    for flag, path in {"--json": json_file, "--markdown": markdown, "--picture": picture}.items():
         if path and not path.absolute().parent.is_dir():
             raise UserError(f"{flag} {path}: its folder does not exist; make it first")
-    record = measure(names, quiet=quiet, **how)
+    record = read_record(stored) if stored else measure(names, quiet=quiet, **how)
     table = format_table(record)
     if json_file:
         json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if markdown:
         markdown.write_text(table + "\n", encoding="utf-8")
+    if picture:
+        picture.write_bytes(draw_roofline(record))
     if not quiet:
         print(table)
     return int(any("failed" in row for row in record["rows"]))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record that an earlier run wrote."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--from {path}: cannot be read: {error}; name a file that --json wrote") from error
+    if not isinstance(record, dict) or "rows" not in record or "threads" not in record:
+        raise UserError(f"--from {path}: holds no rows of niseg-gpu bench; name a file that --json wrote")
+    return record
 
 
 def measure(
@@ -102,14 +120,17 @@ def measure(
     if not kinds:
         raise UserError(f"nothing of {', '.join(names)} runs on --device {device}; name others or leave --device out")
     with tempfile.TemporaryDirectory(prefix="niseg-bench-") as temporary:
-        os.environ["NISEG_BENCH_DATA"] = str(Path(data or temporary).absolute())
-        os.environ["NISEG_BENCH_KERNELS"] = kernels
-        conditions = describe_conditions(kernels=kernels)
-        record = {**conditions, "devices": devices, "size": size, "peers": peers, "rows": []}
-        for kind in kinds:
-            if not quiet:
-                print(f"{kind.__module__.rpartition('.')[2]}.{kind.__name__} ...", file=sys.stderr)
-            record["rows"] += run_benchmark(kind, size=size, seconds=seconds, devices=devices, peers=peers)
+        folder = Path(data or temporary).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        with set_variables(NISEG_BENCH_DATA=str(folder), NISEG_BENCH_KERNELS=kernels):
+            limits = measure_limits(folder, devices)
+            record = {**describe_conditions(kernels=kernels), "devices": devices, "size": size, "peers": peers}
+            record |= {"limits": limits, "rows": []}
+            how = {"size": size, "seconds": seconds, "devices": devices, "peers": peers, "limits": limits}
+            for kind in kinds:
+                if not quiet:
+                    print(f"{name_benchmark(kind)} ...", file=sys.stderr)
+                record["rows"] += run_benchmark(kind, **how)
     return record
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .limits import format_limits
+
 HEAD = (
     "what", "side", "on", "seconds (least to most, runs)", "GB/s", "of its limit", "times as fast", "peak memory",
     "others' load",
@@ -34,8 +36,16 @@ def _conditions(record: dict[str, Any]) -> list[str]:
         f"{record['date']}, {hardware}, {record['memory_gb']:g} GB, {record['system']}; threads: {threads}; "
         f"revision {record['revision']}; {libraries}.",
         "",
+        *_about_limits(record),
         "GB/s: bytes of the input over the seconds. Others' load: cores that other processes kept busy meanwhile.",
     ]
+
+
+def _about_limits(record: dict[str, Any]) -> list[str]:
+    if "limits" not in record:
+        return []
+    about = "Of its limit: the least seconds that the machine needs, by the limit in brackets, over the median."
+    return [f"{format_limits(record['limits'])} {about}", ""]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -53,11 +63,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row.get("device", ""),
         f"{seconds['median']:.3g} ({seconds['min']:.3g} to {seconds['max']:.3g}, {seconds['repeats']})",
         f"{row['gb_per_s']:.3g}",
-        f"{row['of_limit']:.2g} ({row['limited_by']})" if "of_limit" in row else "",
+        f"{_percent(row['of_limit'])} ({row['limited_by']})" if "of_limit" in row else "",
         "1" if row["side"] == row["reference"] else relative,
         "" if peak is None else f"{peak:.3g} GB",
         "" if others is None else f"{others:.2f}",
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1g} %"
 
 
 def _size(row: dict[str, Any]) -> str:

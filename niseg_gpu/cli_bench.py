@@ -29,6 +29,10 @@ def add_bench(commands: Any) -> None:
     bench.add_argument("--data", metavar="DIR", help="keep the simulated data here (default: a temporary folder)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     bench.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
+    bench.add_argument("--picture", type=Path, metavar="FILE", help="draw the rows under their limits, .png")
+    bench.add_argument(
+        "--from", type=Path, dest="stored", metavar="FILE", help="measure nothing, show what --json wrote"
+    )
 
 
 def find_benchmarks() -> ModuleType:
@@ -59,5 +63,5 @@ def find_benchmarks() -> ModuleType:
 
 def _bench(options: argparse.Namespace) -> int:
     runner = importlib.import_module(f"{find_benchmarks().__name__}.runner")
-    how = ("device", "peers", "size", "seconds", "kernels", "data", "quiet", "markdown")
+    how = ("device", "peers", "size", "seconds", "kernels", "data", "quiet", "stored", "markdown", "picture")
     return runner.run_command(options.names, json_file=options.json, **{name: getattr(options, name) for name in how})

@@ -5,9 +5,11 @@ The stand-in works as a GPU does: it is told what to do, returns at once, and do
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,6 +129,7 @@ FAULTS = {
 def test_false_times_of_a_gpu_are_seen(gpu, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(runner, "find_benchmarks", lambda names: [Sides])
     monkeypatch.setattr(runner, "why_no_gpu", lambda: "")
+    monkeypatch.setattr(runner, "measure_limits", lambda folder, devices: {"cpu": {}, "note": "none"})
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", "--device", "gpu", "--seconds", "0", "--json", str(tmp_path / "rows.json")])
     assert ended.value.code == 1
@@ -194,19 +197,28 @@ def test_what_cupy_is_asked_for_is_counted_and_its_allocator_put_back(monkeypatc
 
 def test_another_device_than_asked_for_in_a_process_of_its_own_is_seen(monkeypatch, tmp_path):
     """A run that fell back on the CPU says so in run.json, and its row fails."""
-    from benchmarks.bench_end_to_end import Labels
+    import zarr
 
-    class FellBack(Labels):
-        def describe_pipeline(self, out):
-            return {**super().describe_pipeline(out), "compute": {"device": "cpu"}}
+    from benchmarks import bench_end_to_end
 
-        time_plain = Labels.time_ours
-        on_host = ()
+    def fall_back(program, *arguments):
+        pipeline = json.loads(Path(arguments[1]).read_text())
+        assert pipeline["compute"]["device"] == "gpu"
+        out = Path(pipeline["output"]["path"])
+        group = zarr.create_group(out / "result.zarr")
+        for name in bench_end_to_end.RESULTS:
+            group.create_array(name, data=np.zeros(1))
+        (out / "run.json").write_text(json.dumps({"device": {"name": "cpu"}, "steps": []}))
+        return {"seconds": 1.0, "peak_bytes": 1, "cpu_seconds": 1.0}
 
-    monkeypatch.setitem(clock.DEVICES, "gpu", LazyGpu())
+    monkeypatch.setattr(bench_end_to_end, "launch", fall_back)
     monkeypatch.setenv("NISEG_BENCH_DATA", str(tmp_path))
-    found = list(rows.run_benchmark(FellBack, size="small", seconds=0, devices=["gpu"]))
-    assert "a row of the gpu, but it ran on the cpu" in found[0]["failed"]
+    monkeypatch.setenv("NISEG_BENCH_DEVICE", "gpu")
+    benchmark = bench_end_to_end.Labels()
+    benchmark.setup("small")
+    with pytest.raises(rows.FalseTime, match="a row of the gpu, but it ran on the cpu"):
+        rows._run(rows.Side(benchmark.time_ours, LazyGpu()), ("small",))
+    assert rows._run(rows.Side(benchmark.time_ours, clock.DEVICES["cpu"]), ("small",)).seconds == 1
 
 
 def test_only_what_was_asked_for_is_measured():
