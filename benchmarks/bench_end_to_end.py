@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 
 import niseg_gpu
+from niseg_gpu.backend import CPU
 
 from . import plain
+from .bench_read import FETCHED
 from .clock import Ran
-from .data import ITERATIONS, N_CLUSTERS, SIZES, THRESHOLD, prepare_centroids, prepare_run
+from .data import ITERATIONS, N_CLUSTERS, THRESHOLD, prepare_centroids, prepare_run, shape_of_run
+from .limits import drop_files
 
+PLAIN_NEEDS = 12  # bytes of memory for each byte of the frames
 TIES, TIE = 1e-4, 1e-4  # pixels allowed to lie half way, and how near to half way their squared distances must be
 RESULTS = ("labels", "centroids", "spectra")
 
@@ -34,13 +38,14 @@ class Labels:
     warm_up = False
     devices = ("cpu", "gpu")
     on_host = ("plain",)
-    keep_image = False
+    bins, keep_image, cold = 916, False, False
 
     def setup(self, size: str) -> None:
-        self.run, self.centroids = prepare_run(size), prepare_centroids(size)
-        n_bins, height, width = SIZES[size].values()
-        self.shape, self.dtype = (n_bins, height, width), np.dtype(np.int16)
-        self.nbytes = 2 * n_bins * height * width
+        self.shape, self.dtype = tuple(shape_of_run(size, bins=self.bins).values()), np.dtype(np.int16)
+        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        if CPU.count_memory() < PLAIN_NEEDS * self.nbytes:
+            raise NotImplementedError(f"the plain script needs {PLAIN_NEEDS * self.nbytes / 1e9:.0f} GB of memory")
+        self.run, self.centroids = prepare_run(size, bins=self.bins), prepare_centroids(size, bins=self.bins)
         if size != "small":  # once through all code, so that no side finds the disk or numba's cache cold
             warm = type(self)()
             warm.setup("small")
@@ -50,7 +55,9 @@ class Labels:
         with _folder_beside(self.run) as folder:
             out = Path(folder) / "plain"
             options = ["--centroids", self.centroids, "--iterations", ITERATIONS, "--threshold", THRESHOLD]
+            self.prepare_cache()
             took = launch([Path(plain.__file__)], self.run, out, *options, *["--keep-image"] * self.keep_image)
+            self.check_cache(took)
             found = {name: np.load(out / f"{name}.npy") for name in RESULTS}
         return Ran(found, took["seconds"], _costs(took), waited=True, ran_on="cpu")
 
@@ -60,7 +67,9 @@ class Labels:
         with _folder_beside(self.run) as folder:
             out, pipeline = Path(folder) / "ours", Path(folder) / "pipeline.json"
             pipeline.write_text(json.dumps(self.describe_pipeline(out)), encoding="utf-8")  # JSON is YAML
+            self.prepare_cache()
             took = launch(["-m", "niseg_gpu"], "run", pipeline, "--quiet")
+            self.check_cache(took)
             group = zarr.open_group(out / "result.zarr", mode="r")
             found = {name: group[name][...] for name in RESULTS}
             record = json.loads((out / "run.json").read_text(encoding="utf-8"))
@@ -68,6 +77,19 @@ class Labels:
         details = {**_costs(took), "seconds_by_step": steps}
         # a process that has ended leaves nothing under way
         return Ran(found, took["seconds"], details, waited=True, ran_on=record["device"]["name"])
+
+    def prepare_cache(self) -> None:
+        """Have the files in the page cache, or none of them."""
+        if self.cold:
+            drop_files(self.run.iterdir())
+        else:
+            for path in self.run.iterdir():
+                path.read_bytes()
+
+    def check_cache(self, took: dict[str, Any]) -> None:
+        """Whether what was to be read from the disk was."""
+        least, fetched = FETCHED * self.nbytes * self.cold, took["fetched_bytes"]
+        assert fetched >= least, f"only {fetched:.4g} bytes came from the disk, not {least:.4g}"
 
     def describe_pipeline(self, out: Path) -> dict[str, Any]:
         """The pipeline of ``niseg-gpu run``."""
@@ -88,7 +110,7 @@ class Labels:
 
     def least(self, side: str) -> dict[str, float]:
         """The files are read once; all else could go on meanwhile."""
-        return {"cache": self.nbytes}
+        return {"disk" if self.cold else "cache": self.nbytes}
 
     def assert_equal(self, found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, int]:
         np.testing.assert_allclose(found["centroids"], expected["centroids"], rtol=1e-3)
@@ -100,6 +122,36 @@ class LabelsAndImage(Labels):
     """The same, and the corrected and cleaned stack is kept too."""
 
     keep_image = True
+
+
+class LabelsOf661(Labels):
+    """A run of 661 bins."""
+
+    bins = 661
+
+
+class LabelsOf3000(Labels):
+    """A run of 3000 bins."""
+
+    bins = 3000
+
+
+class LabelsCold(Labels):
+    """The same as `Labels`, the files on the disk only: the system forgets them, and what it fetches is counted."""
+
+    included = "whole processes: start-up, files on the disk, results written (ours: with its report)"
+    cold = True
+
+    def setup(self, size: str) -> None:
+        super().setup(size)
+        if self.read_in_process() < FETCHED * self.nbytes:
+            raise NotImplementedError("the files cannot be dropped from the page cache here, or nobody counts it")
+
+    def read_in_process(self) -> float:
+        """Bytes that another process fetches from the disk when it reads all files, forgotten before."""
+        self.prepare_cache()
+        code = "import pathlib, sys; [path.read_bytes() for path in pathlib.Path(sys.argv[1]).iterdir()]"
+        return launch(["-c", code], self.run)["fetched_bytes"]
 
 
 def count_ties(run: Path, labels: np.ndarray, expected: dict[str, np.ndarray]) -> int:
@@ -147,4 +199,5 @@ def _folder_beside(run: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _costs(took: dict[str, Any]) -> dict[str, Any]:
-    return {"peak_memory_gb": took["peak_bytes"] / 1e9, "cpu_seconds": took["cpu_seconds"]}
+    costs = {"peak_memory_gb": took["peak_bytes"] / 1e9, "cpu_seconds": took["cpu_seconds"]}
+    return {**costs, "fetched_gb": took["fetched_bytes"] / 1e9}

@@ -8,7 +8,7 @@ from niseg_gpu.backend import CPU
 from niseg_gpu.spots import remove_spots
 
 from . import ours, plain
-from .data import THRESHOLD, prepare_run
+from .data import SEED, THRESHOLD, prepare_run
 
 FRAMES = 100
 
@@ -62,6 +62,52 @@ class Spots:
         assert expected[1].any(), "no spot in these frames, so the masks prove nothing"
         np.testing.assert_array_equal(found[1], expected[1])
         np.testing.assert_array_equal(found[0], expected[0])
+
+
+class Projections(Spots):
+    """Radiographs of a tomography: 100 of 2048 x 2048, each with a spot in a hundred pixels."""
+
+    params = (["small", "full"], ["uint16"])
+    stacks = {"small": (3, 64, 80), "full": (100, 2048, 2048)}
+    neighbourhood = "frame"
+
+    def setup(self, size: str, dtype: str) -> None:
+        self.frames = draw_counts(self.stacks[size]).astype(dtype)
+        self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
+
+    def time_ours(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        step = {"size": 3, "threshold": THRESHOLD, "neighbourhood": self.neighbourhood}
+        return ours.apply_step(self.frames, {"remove_spots": step})
+
+    def time_ours_one_thread(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        return remove_spots(self.frames, size=3, threshold=THRESHOLD, neighbourhood=self.neighbourhood)
+
+
+class Volume(Projections):
+    """A tomogram of 512 x 512 x 512, windows of 3 x 3 x 3."""
+
+    stacks = {"small": (5, 20, 24), "full": (512, 512, 512)}
+    neighbourhood = "volume"
+    on_host, peers = ("scipy", "ours_one_thread"), {}
+    time_opencv = None
+
+    def time_scipy(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        from scipy.ndimage import median_filter
+
+        median = median_filter(self.frames, 3, mode="nearest")
+        spots = np.abs(self.frames.astype(np.float32) - median) > THRESHOLD
+        return np.where(spots, median, self.frames), spots
+
+
+def draw_counts(shape: tuple[int, int, int]) -> np.ndarray:
+    """Counts with a spot in a hundred, uint16; only some frames are drawn, the others are those, moved along."""
+    rng = np.random.default_rng(SEED)
+    drawn = rng.poisson(400, (min(8, shape[0]), *shape[1:])).astype(np.uint16)
+    drawn[rng.random(drawn.shape) < 0.01] += 2 * THRESHOLD
+    frames = np.empty(shape, np.uint16)
+    for i, frame in enumerate(frames):
+        frame[...] = np.roll(drawn[i % len(drawn)], (7 * i, 11 * i), axis=(0, 1))
+    return frames
 
 
 def read_counts(size: str, dtype: str, frames: int) -> np.ndarray:

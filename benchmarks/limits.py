@@ -19,7 +19,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,20 @@ def measure_files(folder: Path, nbytes: int = NBYTES) -> tuple[float | None, flo
             file.write(os.urandom(PIECE))  # no disk can shorten these
         size = file.tell()
         drop_pages(file.fileno())
-        fetched, cold = _count_fetched(), _read(file.fileno(), size)
-        fetched = _count_fetched() - fetched
+        fetched, cold = count_fetched(), _read(file.fileno(), size)
+        fetched = count_fetched() - fetched
         warm = min(_read(file.fileno(), size) for _ in range(REPEATS))
     if fetched >= 0.9 * size:
         return size / cold / 1e9, size / warm / 1e9, "disk: the page cache was emptied of the file before it was read"
     why = "the pages of a file cannot be dropped from the cache here" if fetched == fetched else "nobody counts it here"
     return None, size / warm / 1e9, f"disk: not measured, {why}"
+
+
+def drop_files(files: Iterable[Path]) -> None:
+    """Have the system forget the pages of files, as far as it can."""
+    for path in files:
+        with open(path, "rb") as file:
+            drop_pages(file.fileno())
 
 
 def drop_pages(file: int) -> None:
@@ -161,7 +168,7 @@ def _read(file: int, size: int) -> float:
         return time.perf_counter() - start
 
 
-def _count_fetched() -> float:
+def count_fetched() -> float:
     """Bytes that this process has fetched from disks; NaN where the system does not count them."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()

@@ -78,12 +78,16 @@ def run_benchmark(
         if values[0] != size:
             continue
         if missing:
-            yield {"benchmark": name_benchmark(kind), "params": _name(kind, values), "side": "", "skipped": missing}
+            yield {**_about(kind, values, side=""), "skipped": missing}
             continue
         for device in devices_of(kind, devices):
             with set_variables(NISEG_BENCH_DEVICE=device):
                 benchmark = kind()
-                benchmark.setup(*values)
+                try:
+                    benchmark.setup(*values)
+                except NotImplementedError as reason:  # asv's word for what is to be skipped
+                    yield {**_about(kind, values, side=""), "skipped": str(reason)}
+                    continue
                 sides = _sides(benchmark, device, peers=peers)
                 for row in _measure(benchmark, values, seconds=seconds, sides=sides):
                     yield row | _compare_with_limit(benchmark, row, limits)
@@ -119,7 +123,10 @@ class Side(NamedTuple):
 
 def _sides(benchmark: Any, device: str, *, peers: bool) -> dict[str, Side]:
     """The sides to measure by their names, the reference first."""
-    names = sorted((n for n in dir(benchmark) if n.startswith("time_")), key=lambda n: (n != benchmark.reference, n))
+    names = sorted(
+        (n for n in dir(benchmark) if n.startswith("time_") and getattr(benchmark, n)),
+        key=lambda n: (n != benchmark.reference, n),
+    )
     sides = {}
     for name in names:
         side, is_reference = name.removeprefix("time_"), name == benchmark.reference
@@ -134,8 +141,7 @@ def _sides(benchmark: Any, device: str, *, peers: bool) -> dict[str, Side]:
 def _absent_peers(kind: type, values: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
     for side, module in getattr(kind, "peers", {}).items():
         if importlib.util.find_spec(module) is None:
-            reason = f"{module} is not installed"
-            yield {"benchmark": name_benchmark(kind), "params": _name(kind, values), "side": side, "skipped": reason}
+            yield {**_about(kind, values, side=side), "skipped": f"{module} is not installed"}
 
 
 def _measure(
@@ -228,17 +234,15 @@ def name_benchmark(kind: type) -> str:
     return f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}"
 
 
-def _name(kind: Any, values: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip(kind.param_names, values, strict=True))
+def _about(kind: type, values: tuple[Any, ...], *, side: str) -> dict[str, Any]:
+    params = dict(zip(kind.param_names, values, strict=True))
+    return {"benchmark": name_benchmark(kind), "params": params, "side": side}
 
 
 def _head(benchmark: Any, values: tuple[Any, ...], side: str, *, device: str) -> dict[str, Any]:
     """What the row is about."""
-    kind = type(benchmark)
     return {
-        "benchmark": name_benchmark(kind),
-        "params": _name(kind, values),
-        "side": side,
+        **_about(type(benchmark), values, side=side),
         "device": device,
         "reference": benchmark.reference.removeprefix("time_"),
         "equal": benchmark.equal,

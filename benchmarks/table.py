@@ -20,12 +20,17 @@ def format_table(record: dict[str, Any]) -> str:
     """Return one record's conditions, rows and footnotes as Markdown."""
     rows = record["rows"]
     lines = [*_conditions(record), "", *format_head(HEAD), *(format_line(_cells(row)) for row in rows)]
-    notes = {
-        row["benchmark"]: f"{row['benchmark']}: {_size(row)}; {row['included']}; {row['equal']}."
-        for row in rows
-        if "shape" in row
-    }
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes.values())])
+    return "\n".join([*lines, "", *(f"- {note}." for note in _notes(rows))])
+
+
+def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the rows of each benchmark have in common, and the sizes of their data."""
+    measured = [row for row in rows if "shape" in row]
+    sizes: dict[str, dict[str, None]] = {}
+    for row in measured:
+        sizes.setdefault(row["benchmark"], {})[_size(row)] = None
+    last = {row["benchmark"]: row for row in measured}
+    return [f"{name}: {' or '.join(sizes[name])}; {row['included']}; {row['equal']}" for name, row in last.items()]
 
 
 def _conditions(record: dict[str, Any]) -> list[str]:

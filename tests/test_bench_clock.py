@@ -209,7 +209,7 @@ def test_another_device_than_asked_for_in_a_process_of_its_own_is_seen(monkeypat
         for name in bench_end_to_end.RESULTS:
             group.create_array(name, data=np.zeros(1))
         (out / "run.json").write_text(json.dumps({"device": {"name": "cpu"}, "steps": []}))
-        return {"seconds": 1.0, "peak_bytes": 1, "cpu_seconds": 1.0}
+        return {"seconds": 1.0, "peak_bytes": 1, "cpu_seconds": 1.0, "fetched_bytes": 0}
 
     monkeypatch.setattr(bench_end_to_end, "launch", fall_back)
     monkeypatch.setenv("NISEG_BENCH_DATA", str(tmp_path))

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_the_rates_of_a_gpu_are_measured_with_its_twin(monkeypatch, jax):
 def test_files_are_read_from_the_disk_or_it_is_said_that_they_were_not(tmp_path, monkeypatch):
     fetched, dropped = [0.0, 2.0**23], []
     monkeypatch.setattr(limits, "drop_pages", dropped.append)
-    monkeypatch.setattr(limits, "_count_fetched", lambda: fetched.pop(0))
+    monkeypatch.setattr(limits, "count_fetched", lambda: fetched.pop(0))
     disk, cache, note = limits.measure_files(tmp_path, 2**23)
     assert len(dropped) == 1 and disk > 0 and cache > 0 and "emptied" in note
     fetched += [0.0, 2.0**20]  # the disk gave an eighth: the rest came from the cache
@@ -71,6 +72,47 @@ def test_pages_are_dropped_where_the_system_can(tmp_path):
     """By the system's own count of what was fetched; a file system in memory has nothing to fetch from."""
     disk, cache, note = limits.measure_files(tmp_path, 2**24)
     assert cache > 0 and (disk is not None) == ("emptied" in note)
+
+
+def test_a_cold_read_must_come_from_the_disk(tmp_path, monkeypatch):
+    """Where the cache cannot be emptied there is no row; where it was not, in one run, the row fails."""
+    from benchmarks import bench_read
+
+    monkeypatch.setenv("NISEG_BENCH_DATA", str(tmp_path))
+    counts = count(step=10**9)  # each look at the count finds much more
+    monkeypatch.setattr(bench_read, "count_fetched", lambda: next(counts))
+    monkeypatch.setattr(bench_read.ReadCold, "params", (["small"], [661]))
+    found = list(rows.run_benchmark(bench_read.ReadCold, size="small", seconds=0, limits=LIMITS))
+    assert [row["limited_by"] for row in found] == ["disk", "disk"] and found[0]["shape"][0] == 43
+    seen = iter([0, 10**9, 0, 10**9, 0, 10])  # emptied in the setup and for the reference, but not for ours
+    monkeypatch.setattr(bench_read, "count_fetched", lambda: next(seen))
+    (_, ours) = rows.run_benchmark(bench_read.ReadCold, size="small", seconds=0)
+    assert "only 10 of" in ours["failed"]
+    monkeypatch.setattr(bench_read, "count_fetched", lambda: 0.0)
+    (row,) = rows.run_benchmark(bench_read.ReadCold, size="small", seconds=0)
+    assert "cannot be dropped" in row["skipped"] and "seconds" not in row
+
+
+def test_a_cold_job_must_come_from_the_disk():
+    from benchmarks.bench_end_to_end import Labels, LabelsCold
+
+    for kind, fails in ((LabelsCold, True), (Labels, False)):
+        benchmark = kind()
+        benchmark.nbytes = 100
+        benchmark.check_cache({"fetched_bytes": 95})
+        if fails:
+            with pytest.raises(AssertionError, match="only 80 bytes came from the disk, not 90"):
+                benchmark.check_cache({"fetched_bytes": 80})
+        else:
+            benchmark.check_cache({"fetched_bytes": 0})
+
+
+def test_too_large_a_job_is_skipped_with_the_reason(monkeypatch):
+    from benchmarks import bench_end_to_end
+
+    monkeypatch.setattr(bench_end_to_end.CPU, "count_memory", lambda: 10**6, raising=False)
+    (row,) = rows.run_benchmark(bench_end_to_end.LabelsOf3000, size="full", seconds=0)
+    assert row["skipped"] == "the plain script needs 19 GB of memory"
 
 
 def test_every_byte_is_read_once(tmp_path, monkeypatch):

