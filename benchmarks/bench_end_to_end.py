@@ -7,16 +7,22 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import plain
-from benchmarks.data import ITERATIONS, N_CLUSTERS, SIZES, THRESHOLD, prepare_centroids, prepare_run
-from benchmarks.rows import Ran
+import niseg_gpu
+from niseg_gpu.backend import CPU
 
-ROOT = Path(__file__).parents[1]
+from . import plain
+from .bench_read import FETCHED
+from .clock import Ran
+from .data import ITERATIONS, N_CLUSTERS, THRESHOLD, prepare_centroids, prepare_run, shape_of_run
+from .limits import drop_files
+
+PLAIN_NEEDS = 12  # bytes of memory for each byte of the frames
 TIES, TIE = 1e-4, 1e-4  # pixels allowed to lie half way, and how near to half way their squared distances must be
 RESULTS = ("labels", "centroids", "spectra")
 
@@ -30,13 +36,16 @@ class Labels:
     equal = "labels identical but for ties (counted), spectra to 1e-3 relative"
     included = "whole processes: start-up, files in the page cache, results written (ours: with its report)"
     warm_up = False
-    keep_image = False
+    devices = ("cpu", "gpu")
+    on_host = ("plain",)
+    bins, keep_image, cold = 916, False, False
 
     def setup(self, size: str) -> None:
-        self.run, self.centroids = prepare_run(size), prepare_centroids(size)
-        n_bins, height, width = SIZES[size].values()
-        self.shape, self.dtype = (n_bins, height, width), np.dtype(np.int16)
-        self.nbytes = 2 * n_bins * height * width
+        self.shape, self.dtype = tuple(shape_of_run(size, bins=self.bins).values()), np.dtype(np.int16)
+        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        if CPU.count_memory() < PLAIN_NEEDS * self.nbytes:
+            raise NotImplementedError(f"the plain script needs {PLAIN_NEEDS * self.nbytes / 1e9:.0f} GB of memory")
+        self.run, self.centroids = prepare_run(size, bins=self.bins), prepare_centroids(size, bins=self.bins)
         if size != "small":  # once through all code, so that no side finds the disk or numba's cache cold
             warm = type(self)()
             warm.setup("small")
@@ -46,9 +55,11 @@ class Labels:
         with _folder_beside(self.run) as folder:
             out = Path(folder) / "plain"
             options = ["--centroids", self.centroids, "--iterations", ITERATIONS, "--threshold", THRESHOLD]
-            took = launch("benchmarks.plain", self.run, out, *options, *["--keep-image"] * self.keep_image)
+            self.prepare_cache()
+            took = launch([Path(plain.__file__)], self.run, out, *options, *["--keep-image"] * self.keep_image)
+            self.check_cache(took)
             found = {name: np.load(out / f"{name}.npy") for name in RESULTS}
-        return Ran(found, took["seconds"], _costs(took))
+        return Ran(found, took["seconds"], _costs(took), waited=True, ran_on="cpu")
 
     def time_ours(self, size: str) -> Ran:
         import zarr
@@ -56,13 +67,29 @@ class Labels:
         with _folder_beside(self.run) as folder:
             out, pipeline = Path(folder) / "ours", Path(folder) / "pipeline.json"
             pipeline.write_text(json.dumps(self.describe_pipeline(out)), encoding="utf-8")  # JSON is YAML
-            took = launch("niseg_gpu", "run", pipeline, "--quiet")
+            self.prepare_cache()
+            took = launch(["-m", "niseg_gpu"], "run", pipeline, "--quiet")
+            self.check_cache(took)
             group = zarr.open_group(out / "result.zarr", mode="r")
             found = {name: group[name][...] for name in RESULTS}
             record = json.loads((out / "run.json").read_text(encoding="utf-8"))
         steps = {step["name"]: step["seconds"] for step in record["steps"]}
-        details = {"device": record["device"]["name"], "seconds_by_step": steps}
-        return Ran(found, took["seconds"], {**_costs(took), **details})
+        details = {**_costs(took), "seconds_by_step": steps}
+        # a process that has ended leaves nothing under way
+        return Ran(found, took["seconds"], details, waited=True, ran_on=record["device"]["name"])
+
+    def prepare_cache(self) -> None:
+        """Have the files in the page cache, or none of them."""
+        if self.cold:
+            drop_files(self.run.iterdir())
+        else:
+            for path in self.run.iterdir():
+                path.read_bytes()
+
+    def check_cache(self, took: dict[str, Any]) -> None:
+        """Whether what was to be read from the disk was."""
+        least, fetched = FETCHED * self.nbytes * self.cold, took["fetched_bytes"]
+        assert fetched >= least, f"only {fetched:.4g} bytes came from the disk, not {least:.4g}"
 
     def describe_pipeline(self, out: Path) -> dict[str, Any]:
         """The pipeline of ``niseg-gpu run``."""
@@ -75,8 +102,15 @@ class Labels:
                 {"kmeans": kmeans},
             ],
             "output": {"path": str(out), "arrays": ["image"] * self.keep_image + ["labels", "spectra"]},
-            "compute": {"kernels": os.environ.get("NISEG_BENCH_KERNELS", "auto")},
+            "compute": {
+                "device": os.environ.get("NISEG_BENCH_DEVICE", "auto"),
+                "kernels": os.environ.get("NISEG_BENCH_KERNELS", "auto"),
+            },
         }
+
+    def least(self, side: str) -> dict[str, float]:
+        """The files are read once; all else could go on meanwhile."""
+        return {"disk" if self.cold else "cache": self.nbytes}
 
     def assert_equal(self, found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, int]:
         np.testing.assert_allclose(found["centroids"], expected["centroids"], rtol=1e-3)
@@ -88,6 +122,36 @@ class LabelsAndImage(Labels):
     """The same, and the corrected and cleaned stack is kept too."""
 
     keep_image = True
+
+
+class LabelsOf661(Labels):
+    """A run of 661 bins."""
+
+    bins = 661
+
+
+class LabelsOf3000(Labels):
+    """A run of 3000 bins."""
+
+    bins = 3000
+
+
+class LabelsCold(Labels):
+    """The same as `Labels`, the files on the disk only: the system forgets them, and what it fetches is counted."""
+
+    included = "whole processes: start-up, files on the disk, results written (ours: with its report)"
+    cold = True
+
+    def setup(self, size: str) -> None:
+        super().setup(size)
+        if self.read_in_process() < FETCHED * self.nbytes:
+            raise NotImplementedError("the files cannot be dropped from the page cache here, or nobody counts it")
+
+    def read_in_process(self) -> float:
+        """Bytes that another process fetches from the disk when it reads all files, forgotten before."""
+        self.prepare_cache()
+        code = "import pathlib, sys; [path.read_bytes() for path in pathlib.Path(sys.argv[1]).iterdir()]"
+        return launch(["-c", code], self.run)["fetched_bytes"]
 
 
 def count_ties(run: Path, labels: np.ndarray, expected: dict[str, np.ndarray]) -> int:
@@ -112,16 +176,21 @@ def count_ties(run: Path, labels: np.ndarray, expected: dict[str, np.ndarray]) -
     return len(places)
 
 
-def launch(module: str, *arguments: Any) -> dict[str, Any]:
-    """Run a Python module in its own process; return seconds, CPU seconds and peak memory in bytes."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "launch.py")]
-    command += [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+def launch(program: Sequence[Any], *arguments: Any) -> dict[str, Any]:
+    """Run a Python program in its own process; return seconds, CPU seconds and peak memory in bytes."""
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py"))]
+    command += [sys.executable, "-P", *map(str, [*program, *arguments])]
+    done = subprocess.run(command, env=sources_first(), capture_output=True, text=True, check=True)
     took = json.loads(done.stdout.splitlines()[-1])
     if took["status"] != 0:
-        raise RuntimeError(f"{module} ended with status {took['status']}: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"{program[-1]} ended with status {took['status']}: {done.stderr.strip()[-300:]}")
     return took
+
+
+def sources_first() -> dict[str, str]:
+    """The environment in which another process finds the package that this one uses."""
+    path = [str(Path(niseg_gpu.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 def _folder_beside(run: Path) -> tempfile.TemporaryDirectory[str]:
@@ -130,4 +199,5 @@ def _folder_beside(run: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _costs(took: dict[str, Any]) -> dict[str, Any]:
-    return {"peak_memory_gb": took["peak_bytes"] / 1e9, "cpu_seconds": took["cpu_seconds"]}
+    costs = {"peak_memory_gb": took["peak_bytes"] / 1e9, "cpu_seconds": took["cpu_seconds"]}
+    return {**costs, "fetched_gb": took["fetched_bytes"] / 1e9}

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import Ran
 from niseg_gpu.backend import select, why_no_gpu
 from niseg_gpu.kmeans.arrays import open_points
 from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.lloyd import assign, measure_points, read_labels
 
+from .bench_kmeans import count_least
+from .clock import DEVICES, Ran, time_work
+
 SIZES = {"small": (4_096, 61), "full": (512 * 512, 661)}  # pixels, bins
 CLUSTERS, ITERATIONS, BLOCK = 10, 20, 8_192
-
-
-def has(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def draw_counts(size: str, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +46,7 @@ class _Gpu:
     params = (["small", "full"], ["float32", "uint16"])
     param_names = ["size", "dtype"]
     warm_up = True
+    devices = ("gpu",)
 
     @staticmethod
     def why_not() -> str:
@@ -61,13 +59,9 @@ class _Gpu:
         self.shape, self.dtype = self.counts.shape, self.counts.dtype
         self.nbytes = self.counts.nbytes * ITERATIONS
 
-    def clock(self, work: Callable[[], Any]) -> tuple[Any, float]:
-        """Run something on the device; return what it gives and the seconds until all was done."""
-        self.backend.synchronize()
-        start = time.perf_counter()
-        result = work()
-        self.backend.synchronize()
-        return result, time.perf_counter() - start
+    def clock(self, work: Callable[[], Any]) -> Ran:
+        """Run something on the device and wait for it; what it gives should lie there."""
+        return time_work(work, device=DEVICES["gpu"])
 
     def assert_equal(self, labels: np.ndarray, expected: np.ndarray) -> dict[str, float]:
         same = float((labels.ravel() == expected.ravel()).mean())
@@ -79,6 +73,7 @@ class Iteration(_Gpu):
     """Spectra that lie on the device: the same start, 20 iterations, to labels."""
 
     reference = "time_own"
+    peers = {"flash_kmeans": "flash_kmeans", "torch": "torch"}
     equal = "999 labels in 1000 the same, or more"
     included = "20 iterations over spectra on the device, one a row; GB/s: bytes of the spectra, read once in each"
 
@@ -90,23 +85,28 @@ class Iteration(_Gpu):
         self.floats = self.backend.from_host(self.counts.astype(np.float32))
         self.points = hold_rows(self.rows, backend=self.backend)
         self.measure = measure_points(self.points)
-        copies = [self.clock(self.rows.copy)[1] for _ in range(5)]
+        copies = [self.clock(self.rows.copy).seconds for _ in range(5)]
         self.copying = 2 * self.counts.nbytes / min(copies)
 
-    def tell(self, labels: Any, seconds: float, iterations: int) -> Ran:
+    def tell(self, ran: Ran, labels: Any, iterations: int) -> Ran:
         """A run of so many iterations, as if it were 20 of them."""
         details = {
-            "ms_per_iteration": 1e3 * seconds / iterations,
+            "ms_per_iteration": 1e3 * ran.seconds / iterations,
             "device_copying_gb_per_s": self.copying / 1e9,
-            "fraction_of_copying": self.counts.nbytes * iterations / seconds / self.copying,
+            "fraction_of_copying": self.counts.nbytes * iterations / ran.seconds / self.copying,
         }
-        return Ran(np.asarray(labels), seconds * ITERATIONS / iterations, details)
+        return replace(ran, output=np.asarray(labels), seconds=ran.seconds * ITERATIONS / iterations, details=details)
+
+    def least(self, side: str) -> dict[str, float]:
+        """Those that are not ours read float32, whatever the counts are."""
+        nbytes = self.counts.nbytes if side.startswith("own") else self.floats.nbytes
+        return count_least(self.shape, CLUSTERS, nbytes=nbytes, iterations=ITERATIONS)
 
     def time_own(self, size: str, dtype: str) -> Ran:
         """As the estimator does it: each iteration's sums come to the host, which moves the centroids."""
-        self.last, seconds = self.clock(lambda: move_centroids(self.points, self.measure, self.start))
-        labels = self.points.gather(read_labels, dtype=np.int32, reading=False)
-        return self.tell(labels, seconds, ITERATIONS)
+        ran = self.clock(lambda: move_centroids(self.points, self.measure, self.start))
+        self.last = ran.output
+        return self.tell(ran, self.points.gather(read_labels, dtype=np.int32, reading=False), ITERATIONS)
 
     def time_own_pass(self, size: str, dtype: str) -> Ran:
         """The passes alone, one after another from where `time_own` ends: nothing waits for the host."""
@@ -115,55 +115,51 @@ class Iteration(_Gpu):
         xp, labels = self.backend.xp, self.backend.xp.zeros(self.shape[0], dtype=np.int32)
         how = {"quantum": self.measure.quantum, "whole": dtype == "uint16", "labels": labels, "xp": xp}
         how |= {"mean": xp.asarray(self.measure.mean), "centroids": xp.asarray(self.last)}
-        _, seconds = self.clock(lambda: [start_pass(self.rows, **how) for _ in range(ITERATIONS)])
-        return self.tell(self.backend.to_host(labels), seconds, ITERATIONS)
+        ran = self.clock(lambda: [start_pass(self.rows, **how) for _ in range(ITERATIONS)])
+        return self.tell(ran, self.backend.to_host(labels), ITERATIONS)
 
     def time_cuml(self, size: str, dtype: str) -> Ran:
         """In float32, which is all it takes; its own rules may end it early."""
         from cuml.cluster import KMeans as CumlKMeans
 
         model = CumlKMeans(
-            n_clusters=CLUSTERS, init=self.start, n_init=1, max_iter=ITERATIONS, tol=1e-30, output_type="numpy"
+            n_clusters=CLUSTERS, init=self.start, n_init=1, max_iter=ITERATIONS, tol=1e-30, output_type="cupy"
         )
-        _, seconds = self.clock(lambda: model.fit(self.floats))
-        return self.tell(model.labels_, seconds, int(model.n_iter_))
+        ran = self.clock(lambda: model.fit(self.floats).labels_)
+        return self.tell(ran, self.backend.to_host(ran.output), int(model.n_iter_))
 
-    if has("flash_kmeans"):
+    def time_flash_kmeans(self, size: str, dtype: str) -> Ran:
+        """In float32."""
+        import torch
+        from flash_kmeans import batch_kmeans_Euclid
 
-        def time_flash_kmeans(self, size: str, dtype: str) -> Ran:
-            """In float32."""
-            import torch
-            from flash_kmeans import batch_kmeans_Euclid
+        data = torch.from_dlpack(self.floats)[None]
+        start = torch.from_dlpack(self.backend.from_host(self.start))[None].clone()
+        run = lambda: batch_kmeans_Euclid(  # noqa: E731
+            data, CLUSTERS, max_iters=ITERATIONS, tol=-1.0, init_centroids=start
+        )
+        ran = self.clock(run)
+        labels, _, n_iter = ran.output
+        return self.tell(ran, labels[0].cpu().numpy(), int(n_iter))
 
-            data = torch.from_dlpack(self.floats)[None]
-            start = torch.from_dlpack(self.backend.from_host(self.start))[None].clone()
-            run = lambda: batch_kmeans_Euclid(  # noqa: E731
-                data, CLUSTERS, max_iters=ITERATIONS, tol=-1.0, init_centroids=start
-            )
-            (labels, _, n_iter), seconds = self.clock(lambda: (run(), torch.cuda.synchronize())[0])
-            return self.tell(labels[0].cpu().numpy(), seconds, int(n_iter))
+    def time_torch(self, size: str, dtype: str) -> Ran:
+        """Two matrix products an iteration, in float32."""
+        import torch
 
-    if has("torch"):
+        data, centroids = torch.from_dlpack(self.floats), torch.from_dlpack(self.backend.from_host(self.start))
+        mean = data.mean(0)
+        data, centroids = data - mean, centroids - mean
 
-        def time_torch(self, size: str, dtype: str) -> Ran:
-            """Two matrix products an iteration, in float32."""
-            import torch
+        def run() -> Any:
+            current = centroids
+            for _ in range(ITERATIONS):
+                labels = torch.addmm((current * current).sum(1), data, current.T, alpha=-2).argmin(1)
+                member = torch.nn.functional.one_hot(labels, CLUSTERS).to(data.dtype)
+                current = (member.T @ data) / member.sum(0).clamp(min=1)[:, None]
+            return labels
 
-            data, centroids = torch.from_dlpack(self.floats), torch.from_dlpack(self.backend.from_host(self.start))
-            mean = data.mean(0)
-            data, centroids = data - mean, centroids - mean
-
-            def run() -> Any:
-                current = centroids
-                for _ in range(ITERATIONS):
-                    labels = torch.addmm((current * current).sum(1), data, current.T, alpha=-2).argmin(1)
-                    member = torch.nn.functional.one_hot(labels, CLUSTERS).to(data.dtype)
-                    current = (member.T @ data) / member.sum(0).clamp(min=1)[:, None]
-                torch.cuda.synchronize()
-                return labels
-
-            labels, seconds = self.clock(run)
-            return self.tell(labels.cpu().numpy(), seconds, ITERATIONS)
+        ran = self.clock(run)
+        return self.tell(ran, ran.output.cpu().numpy(), ITERATIONS)
 
 
 class Stream(_Gpu):
@@ -185,18 +181,18 @@ class Stream(_Gpu):
             counts.map_blocks(self.backend.from_host, dtype=self.dtype, meta=on_device), memory_budget=budget
         )
         measure = measure_points(points)
-        _, seconds = self.clock(lambda: move_centroids(points, measure, self.start))
+        ran = self.clock(lambda: move_centroids(points, measure, self.start))
         crossed = sum(part.held.nbytes for part in points.parts.values() if part.held is not None)
-        bus, pinned = ITERATIONS * crossed / seconds, self.measure_bus()
+        bus, pinned = ITERATIONS * crossed / ran.seconds, self.measure_bus()
         details = {"bus_gb_per_s": bus / 1e9, "pinned_gb_per_s": pinned / 1e9, "fraction_of_pinned": bus / pinned}
-        return Ran(points.gather(read_labels, dtype=np.int32, reading=False), seconds, details)
+        return replace(ran, output=points.gather(read_labels, dtype=np.int32, reading=False), details=details)
 
     def measure_bus(self) -> float:
         """Bytes a second from page-locked memory to the device, one copy of everything."""
         block = self.backend.pin_rows(self.backend.from_host(self.counts))
         for _, _there in self.backend.bring([(0, block)]):  # the first copy also finds the memory
             pass
-        seconds = min(self.clock(lambda: list(self.backend.bring([(0, block)])))[1] for _ in range(3))
+        seconds = min(self.clock(lambda: list(self.backend.bring([(0, block)]))).seconds for _ in range(3))
         return block.nbytes / seconds
 
     def time_resident(self, size: str, dtype: str) -> Ran:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks import ours, plain
-from benchmarks.data import prepare_run
 from niseg_gpu.correct import overlap_correct
+
+from . import ours, plain
+from .data import prepare_run
 
 
 class Overlap:
@@ -18,6 +19,8 @@ class Overlap:
     equal = "to 1e-5 relative"
     included = "memory to memory; no disk, no start-up"
     warm_up = True
+    devices = ("cpu", "gpu")
+    on_host = ("numpy", "ours_one_thread")
 
     def setup(self, size: str) -> None:
         run = prepare_run(size)
@@ -34,6 +37,11 @@ class Overlap:
     def time_ours(self, size: str) -> np.ndarray:
         attrs = {"shutter_windows": self.windows, "shutter_counts": self.triggers}
         return ours.apply_step(self.counts, {"overlap_correct": {}}, **attrs)[0]
+
+    def least(self, side: str) -> dict[str, float]:
+        """Two bytes of each count are read and four written."""
+        name = "memory" if side == "ours" else "memory, one thread"
+        return {name: self.nbytes + 4 * self.counts.size}
 
     def assert_equal(self, corrected: np.ndarray, expected: np.ndarray) -> None:
         np.testing.assert_allclose(corrected, expected, rtol=1e-5, atol=0)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data import SEED, SIZES
-from benchmarks.rows import Ran
 from niseg_gpu.simulate.radiograph import simulate_radiograph
 from niseg_gpu.simulate.tof import simulate_tof
+
+from .clock import Ran
+from .data import SEED, SIZES
 
 RADIOGRAPHS = {
     "small": {"height": 64, "width": 80, "n_frames": 2},

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 
-from benchmarks import ours, plain
-from benchmarks.data import THRESHOLD, prepare_run
 from niseg_gpu.backend import CPU
 from niseg_gpu.spots import remove_spots
+
+from . import ours, plain
+from .data import SEED, THRESHOLD, prepare_run
 
 FRAMES = 100
 
@@ -23,6 +22,9 @@ class Spots:
     equal = "frames and masks identical"
     included = "memory to memory; no disk, no start-up"
     warm_up = True
+    devices = ("cpu", "gpu")
+    on_host = ("scipy", "ours_one_thread", "opencv")
+    peers = {"opencv": "cv2"}
 
     def setup(self, size: str, dtype: str) -> None:
         run = prepare_run(size)
@@ -41,22 +43,71 @@ class Spots:
     def time_ours(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
         return ours.apply_step(self.frames, {"remove_spots": {"size": 3, "threshold": THRESHOLD}})
 
-    if importlib.util.find_spec("cv2"):
+    def time_opencv(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        import cv2
 
-        def time_opencv(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
-            import cv2
+        cleaned, spots = np.empty_like(self.frames), np.empty(self.shape, bool)
+        for i, frame in enumerate(self.frames):
+            median = cv2.medianBlur(frame, 3)
+            spots[i] = np.abs(frame.astype(np.float32) - median) > THRESHOLD
+            cleaned[i] = np.where(spots[i], median, frame)
+        return cleaned, spots
 
-            cleaned, spots = np.empty_like(self.frames), np.empty(self.shape, bool)
-            for i, frame in enumerate(self.frames):
-                median = cv2.medianBlur(frame, 3)
-                spots[i] = np.abs(frame.astype(np.float32) - median) > THRESHOLD
-                cleaned[i] = np.where(spots[i], median, frame)
-            return cleaned, spots
+    def least(self, side: str) -> dict[str, float]:
+        """Frames read, frames and mask written."""
+        name = "memory" if side == "ours" else "memory, one thread"
+        return {name: 2 * self.nbytes + self.frames.size}
 
     def assert_equal(self, found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
         assert expected[1].any(), "no spot in these frames, so the masks prove nothing"
         np.testing.assert_array_equal(found[1], expected[1])
         np.testing.assert_array_equal(found[0], expected[0])
+
+
+class Projections(Spots):
+    """Radiographs of a tomography: 100 of 2048 x 2048, each with a spot in a hundred pixels."""
+
+    params = (["small", "full"], ["uint16"])
+    stacks = {"small": (3, 64, 80), "full": (100, 2048, 2048)}
+    neighbourhood = "frame"
+
+    def setup(self, size: str, dtype: str) -> None:
+        self.frames = draw_counts(self.stacks[size]).astype(dtype)
+        self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
+
+    def time_ours(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        step = {"size": 3, "threshold": THRESHOLD, "neighbourhood": self.neighbourhood}
+        return ours.apply_step(self.frames, {"remove_spots": step})
+
+    def time_ours_one_thread(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        return remove_spots(self.frames, size=3, threshold=THRESHOLD, neighbourhood=self.neighbourhood)
+
+
+class Volume(Projections):
+    """A tomogram of 512 x 512 x 512, windows of 3 x 3 x 3."""
+
+    stacks = {"small": (5, 20, 24), "full": (512, 512, 512)}
+    neighbourhood = "volume"
+    on_host, peers = ("scipy", "ours_one_thread"), {}
+    time_opencv = None
+
+    def time_scipy(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        from scipy.ndimage import median_filter
+
+        median = median_filter(self.frames, 3, mode="nearest")
+        spots = np.abs(self.frames.astype(np.float32) - median) > THRESHOLD
+        return np.where(spots, median, self.frames), spots
+
+
+def draw_counts(shape: tuple[int, int, int]) -> np.ndarray:
+    """Counts with a spot in a hundred, uint16; only some frames are drawn, the others are those, moved along."""
+    rng = np.random.default_rng(SEED)
+    drawn = rng.poisson(400, (min(8, shape[0]), *shape[1:])).astype(np.uint16)
+    drawn[rng.random(drawn.shape) < 0.01] += 2 * THRESHOLD
+    frames = np.empty(shape, np.uint16)
+    for i, frame in enumerate(frames):
+        frame[...] = np.roll(drawn[i % len(drawn)], (7 * i, 11 * i), axis=(0, 1))
+    return frames
 
 
 def read_counts(size: str, dtype: str, frames: int) -> np.ndarray:
@@ -78,6 +129,7 @@ class Medians:
     equal = "medians identical"
     included = "memory to memory, one thread; no disk, no start-up"
     warm_up = True
+    peers = {"opencv": "cv2"}
 
     def setup(self, size: str, dtype: str, window: int, frames: int) -> None:
         self.frames = read_counts(size, dtype, frames)
@@ -94,17 +146,18 @@ class Medians:
     def time_ours_cleaning(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
         return remove_spots(self.frames, size=window, threshold=0)[0]
 
-    if importlib.util.find_spec("cv2"):
+    def time_opencv(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+        import cv2
 
-        def time_opencv(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
-            import cv2
+        threads, medians = cv2.getNumThreads(), np.empty_like(self.frames)
+        cv2.setNumThreads(1)
+        for frame, median in zip(self.frames, medians, strict=True):
+            cv2.medianBlur(frame, window, dst=median)
+        cv2.setNumThreads(threads)
+        return medians
 
-            threads, medians = cv2.getNumThreads(), np.empty_like(self.frames)
-            cv2.setNumThreads(1)
-            for frame, median in zip(self.frames, medians, strict=True):
-                cv2.medianBlur(frame, window, dst=median)
-            cv2.setNumThreads(threads)
-            return medians
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory, one thread": 2 * self.nbytes}
 
     def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
         check_medians(found, expected)
@@ -136,6 +189,9 @@ class WideMedians:
 
     def time_ours_cleaning(self, size: str, dtype: str, window: str) -> np.ndarray:
         return remove_spots(self.frames, threshold=0, **self.options)[0]
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory, one thread": 2 * self.nbytes}
 
     def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
         check_medians(found, expected)
@@ -175,6 +231,9 @@ class Options:
 
     def time_ours(self, size: str, option: str) -> tuple[np.ndarray, ...]:
         return CPU.replace_spots(self.frames, **self.options)[:2]
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory, one thread": 2 * self.nbytes + self.frames.size}
 
     def assert_equal(self, found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
         np.testing.assert_array_equal(found[1], expected[1])

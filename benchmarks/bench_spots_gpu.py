@@ -8,16 +8,17 @@ frames moves, measured in the same run.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks import ours
-from benchmarks.rows import Ran
 from niseg_gpu.backend import Gpu, why_no_gpu
 from niseg_gpu.kernels.spots_xp import clean_spots_xp
+
+from . import ours
+from .clock import DEVICES, Ran, time_calls
 
 FRAMES = {"small": (4, 120, 256), "full": (32, 2048, 2048)}
 VOLUME = {"small": (5, 60, 128), "full": (128, 1024, 1024)}
@@ -33,6 +34,8 @@ class _OnDevice:
     equal = "identical to cuCIM's, the copy to its source"
     included = "in the GPU's memory; no transfer, no compiling; events around 10 calls"
     warm_up = True
+    devices, on_host = ("gpu",), ("cpu",)
+    peers = {"cupyx": "cupyx", "httomolibgpu": "httomolibgpu"}
     why_not = staticmethod(why_no_gpu)
 
     def prepare(self, shape: tuple[int, ...], dtype: str, window: tuple[int, ...]) -> None:
@@ -49,18 +52,11 @@ class _OnDevice:
 
     def run(self, work: Callable[[], Any], *, moved: int) -> Ran:
         """Time a call on the device; `moved` are the bytes that it has to move."""
-        cuda = self.gpu.xp.cuda
-        work()
-        start, end = cuda.Event(), cuda.Event()
-        start.record()
-        for _ in range(CALLS):
-            output = work()
-        end.record()
-        end.synchronize()
-        seconds = cuda.get_elapsed_time(start, end) / 1000 / CALLS
-        of_copy = round(moved / seconds / self.copy_rate, 3) if self.copy_rate else 1.0
-        arrays = output if isinstance(output, tuple) else (output,)
-        return Ran([self.gpu.to_host(a) for a in arrays], seconds, {"moved_bytes": moved, "of_copy": of_copy})
+        ran = time_calls(work, device=DEVICES["gpu"], calls=CALLS)
+        of_copy = round(moved / ran.seconds / self.copy_rate, 3) if self.copy_rate else 1.0
+        arrays = ran.output if isinstance(ran.output, tuple) else (ran.output,)
+        details = {"moved_bytes": moved, "of_copy": of_copy}
+        return replace(ran, output=[self.gpu.to_host(a) for a in arrays], details=details)
 
     def time_copy(self, *_: Any) -> Ran:
         return self.run(self.frames.copy, moved=2 * self.nbytes)
@@ -86,6 +82,9 @@ class _OnDevice:
 class _Medians(_OnDevice):
     """The bare medians."""
 
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory": 2 * self.nbytes}
+
     def time_cucim(self, *_: Any) -> Ran:
         return self.run(lambda: self.median_of_cucim(self.frames, size=self.sides()), moved=2 * self.nbytes)
 
@@ -104,6 +103,9 @@ class _Cleaning(_OnDevice):
 
     def moved(self) -> int:
         return 2 * self.nbytes + self.host.size
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"memory": 2 * self.nbytes if side == "copy" else self.moved()}
 
     def clean_with(self, median: Callable[..., Any]) -> Ran:
         settings = {"xp": self.gpu.xp, "median": median, "size": self.sides(), "threshold": THRESHOLD, "kind": "both"}
@@ -157,14 +159,12 @@ class CleanVolume(_Cleaning):
     def setup(self, size: str, dtype: str, window: int) -> None:
         self.prepare(VOLUME[size], dtype, (window,) * 3)
 
-    if importlib.util.find_spec("httomolibgpu"):
+    def time_httomolibgpu(self, *_: Any) -> Ran:
+        """It replaces from a difference of `dif` on, we above: counts differ by whole ones."""
+        from httomolibgpu.misc.corr import remove_outlier
 
-        def time_httomolibgpu(self, *_: Any) -> Ran:
-            """It replaces from a difference of `dif` on, we above: counts differ by whole ones."""
-            from httomolibgpu.misc.corr import remove_outlier
-
-            dif = THRESHOLD + 0.5 if self.host.dtype.kind != "f" else float(np.nextafter(np.float32(THRESHOLD), 1e9))
-            return self.run(lambda: remove_outlier(self.frames, kernel_size=3, dif=dif), moved=2 * self.nbytes)
+        dif = THRESHOLD + 0.5 if self.host.dtype.kind != "f" else float(np.nextafter(np.float32(THRESHOLD), 1e9))
+        return self.run(lambda: remove_outlier(self.frames, kernel_size=3, dif=dif), moved=2 * self.nbytes)
 
 
 class FromRawBytes:
@@ -176,6 +176,7 @@ class FromRawBytes:
     equal = "identical"
     included = "from the host's pageable memory to cleaned frames on the GPU; no disk, no way back"
     warm_up = True
+    devices = ("gpu",)
     why_not = staticmethod(why_no_gpu)
 
     def setup(self, size: str) -> None:
@@ -188,9 +189,7 @@ class FromRawBytes:
     def clean(self, frames: Any, **more: Any) -> tuple[Any, ...]:
         from niseg_gpu.kernels.median_gpu import clean_gpu
 
-        done = clean_gpu(frames, window=(3, 3), threshold=THRESHOLD, kind="both", xp=self.gpu.xp, **more)
-        self.gpu.synchronize()
-        return done
+        return clean_gpu(frames, window=(3, 3), threshold=THRESHOLD, kind="both", xp=self.gpu.xp, **more)
 
     def time_on_the_host(self, *_: Any) -> tuple[Any, ...]:
         native = self.stored.view(">u2").astype(np.uint16)
@@ -204,6 +203,9 @@ class FromRawBytes:
 
     def time_within_the_kernel(self, *_: Any) -> tuple[Any, ...]:
         return self.clean(self.gpu.from_host(self.stored.view(np.uint16)), stored=(">i2", "uint16"))
+
+    def least(self, side: str) -> dict[str, float]:
+        return {"bus": self.nbytes}
 
     def assert_equal(self, found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
         for ours_, theirs in zip(found, expected, strict=True):

@@ -12,6 +12,8 @@ from niseg_gpu.unet.config import spot_config
 from niseg_gpu.unet.folder import UNetModel
 from niseg_gpu.unet.normalise import Normalisation
 
+from . import ours
+
 SIDES = {"small": 128, "full": 1024}
 LEVEL, NOISE = 20000.0, 800.0
 TORCH = importlib.util.find_spec("torch") is not None
@@ -26,6 +28,8 @@ class SpotPrediction:
     equal = "probabilities to 1e-5"
     included = "memory to memory, normalisation, tiles and sigmoid included; compiled before, no start-up, no disk"
     warm_up = True
+    devices = ("cpu", "gpu")
+    on_host = ("torch", "plain_jax")
 
     def setup(self, size: str) -> None:
         from niseg_gpu.unet.model import init_weights
@@ -42,7 +46,9 @@ class SpotPrediction:
     def time_ours(self, size: str) -> np.ndarray:
         from niseg_gpu.unet.predict import predict_unet
 
-        return predict_unet(self.image, self.model, result="probability", dtype="float32")
+        backend = ours.choose_device()
+        found = predict_unet(backend.from_host(self.image), self.model, result="probability", dtype="float32")
+        return backend.to_host(found)
 
     def time_plain_jax(self, size: str) -> np.ndarray:
         """The image at once, by plain convolutions after upsampling and concatenation."""
@@ -76,9 +82,26 @@ class SpotPrediction:
                 x = x[None, None].contiguous(memory_format=torch.channels_last)
                 return torch.sigmoid(self._torch(x))[0, 0].numpy()
 
+    def least(self, side: str) -> dict[str, float]:
+        """The image read and the probabilities written; what lies between could stay in the caches."""
+        return {
+            "memory": self.nbytes + 4 * self.image.size,
+            "operations": count_operations(self.model.params, self.image.size),
+        }
+
     def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
         assert np.ptp(expected) > 0.05, "the same everywhere, so this proves nothing"
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def count_operations(params: dict[str, Any], pixels: int) -> float:
+    """Additions and multiplications of a U-Net's convolutions; each level down has a quarter of the pixels."""
+    import jax
+
+    deepest = len(params["downs"])
+    blocks = [*enumerate(params["downs"]), *enumerate(params["ups"]), (deepest, params["bottom"]), (0, params["head"])]
+    kernels = [(level, leaf) for level, block in blocks for leaf in jax.tree.leaves(block) if np.ndim(leaf) == 4]
+    return sum(2 * kernel.size * pixels / 4**level for level, kernel in kernels)
 
 
 def build_torch(model: UNetModel) -> Any:

@@ -22,11 +22,17 @@ SEED = 2018
 SEEDING_ROWS = 16
 
 
-def prepare_run(size: str) -> Path:
+def shape_of_run(size: str, *, bins: int = 916) -> dict[str, int]:
+    """Bins, height and width of a run; a small one has few bins, in the same proportion."""
+    shape = SIZES[size]
+    return {**shape, "n_bins": shape["n_bins"] * bins // 916}
+
+
+def prepare_run(size: str, *, bins: int = 916) -> Path:
     """Return the folder of a run's frames, simulated where it does not exist yet."""
     if "NISEG_BENCH_DATA" not in os.environ:
         raise UserError("NISEG_BENCH_DATA names no folder for the data of the measurements; set it")
-    shape = SIZES[size]
+    shape = shape_of_run(size, bins=bins)
     folder = Path(os.environ["NISEG_BENCH_DATA"]) / "tof-{n_bins}x{height}x{width}".format(**shape)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -34,14 +40,14 @@ def prepare_run(size: str) -> Path:
     return folder / "sample"
 
 
-def prepare_centroids(size: str) -> Path:
+def prepare_centroids(size: str, *, bins: int = 916) -> Path:
     """Return the file of (10, N) float32 centroids that both sides start from: k-means++ on corrected, clean rows."""
-    run = prepare_run(size)
+    run = prepare_run(size, bins=bins)
     path = run.parent / f"centroids-{N_CLUSTERS}.npy"
     if not path.exists():
         from sklearn.cluster import kmeans_plusplus
 
-        from benchmarks import plain
+        from . import plain
 
         counts, windows = plain.read_stack(run), plain.read_windows(run)
         rows = range(SEEDING_ROWS // 2, counts.shape[1] - 1, counts.shape[1] // SEEDING_ROWS)

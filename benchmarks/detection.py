@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.detection_data import DataSet, Fold, find_data_dir, load_measured, load_simulated
-from benchmarks.machine import describe_conditions
-from benchmarks.table import format_head, format_line, put_into
 from niseg_gpu.evaluate import evaluate_mask, evaluate_scores
 from niseg_gpu.knn import predict_knn
 from niseg_gpu.knn_features import compute_features
 from niseg_gpu.knn_model import fit_knn
+
+from .detection_data import DataSet, Fold, find_data_dir, load_measured, load_simulated
+from .machine import describe_conditions
+from .table import format_head, format_line, put_into
 
 DETECTION = "detection"  # names the marks in the README and ends the names of result files
 HEAD = (

@@ -1,6 +1,6 @@
 """The sides of the k-means measurement; run by itself, one of them, and the memory that it takes beyond the data.
 
-``python -m benchmarks.kmeans_sides SIDE DATA --n-clusters 10 --iterations 20`` prints that memory over the data's.
+``python kmeans_sides.py SIDE DATA --n-clusters 10 --iterations 20`` prints that memory over the data's.
 """
 
 from __future__ import annotations

@@ -62,9 +62,12 @@ def _peers() -> dict[str, str]:
 
 def _revision() -> str | None:
     """The commit of the sources, ``-dirty`` where they were changed since; None outside of a checkout."""
+    here = Path(__file__).parent
+    if not (here.parent / "pyproject.toml").is_file():  # installed, maybe within a repository of somebody else
+        return None
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() or None

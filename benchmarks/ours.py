@@ -17,9 +17,10 @@ from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.stack import StackInfo
 
 
-def choose_device() -> Any:
-    """The twin that is measured, with the kernels that the runner was told to take."""
-    return select("auto", kernels=os.environ.get("NISEG_BENCH_KERNELS", "auto"))[0]
+def choose_device(device: str | None = None) -> Any:
+    """The twin that is measured, on the device and with the kernels that the runner was told to take."""
+    device = device or os.environ.get("NISEG_BENCH_DEVICE", "auto")
+    return select(device, kernels=os.environ.get("NISEG_BENCH_KERNELS", "auto"))[0]
 
 
 def read_stack(run: Path) -> np.ndarray:
@@ -44,12 +45,12 @@ class Memory:
         return np.ascontiguousarray(self.array[key])
 
 
-def apply_step(stack: np.ndarray, step: dict[str, Any], *, device: str = "auto", **attrs: Any) -> list[np.ndarray]:
+def apply_step(stack: np.ndarray, step: dict[str, Any], *, device: str | None = None, **attrs: Any) -> list[np.ndarray]:
     """Apply one step to an (N, Y, X) array, block by block on all cores; return the image, then the masks."""
     import dask
     import dask.array as da
 
-    engine = Engine(choose_device(), workers=count_cores())
+    engine = Engine(choose_device(device), workers=count_cores())
     info = StackInfo(("tof", "y", "x"), stack.shape, stack.dtype, {}, {"quantity": "counts", **attrs})
     lazy = da.from_array(Memory(stack), chunks=-1, name=False, meta=np.empty((0, 0, 0), stack.dtype))
     with dask.config.set(scheduler="threads", num_workers=engine.workers):

@@ -1,7 +1,7 @@
 """The script one writes without this package: frame by frame, with Astropy, NumPy, SciPy and scikit-learn.
 
 Run by itself it takes a time-of-flight run from its FITS frames to labels:
-``python -m benchmarks.plain RUN OUT --centroids centroids.npy``.
+``python plain.py RUN OUT --centroids centroids.npy``.
 """
 
 from __future__ import annotations

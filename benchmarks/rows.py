@@ -16,46 +16,49 @@ A benchmark class has the shape that asv knows (``params``, ``param_names``, ``s
 ``why_not()``
     Optional: why nothing of it can be measured here; an empty string where it can.
 
-A method may return a `Ran`, when it took the time itself.
+``devices``
+    What it can be measured on: ``("cpu",)`` by default. The side that is ours takes the one in ``NISEG_BENCH_DEVICE``.
+``on_host``
+    Names of the sides that run on the CPU in any case; on a GPU the reference alone of them is run.
+``peers``
+    Names of the sides that are others' libraries, with the module that each needs.
+
+``least(side)``
+    What the work asks of the machine, see `limits`.
+
+A method may return a `Ran`, when it took the time itself, on a GPU by the functions of `clock`.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
+
+from .clock import DEVICES, Ran, find_fault, time_work
+from .limits import share_of_limit
 
 MAX_REPEATS = 50
 
 
-@dataclass(frozen=True)
-class Ran:
-    """A run that was timed where it ran.
-
-    Attributes
-    ----------
-    output : object
-    seconds : float
-    details : mapping
-        What else goes into the row, such as ``peak_memory_gb``; of the last run.
-    others : float
-        CPU seconds of other processes meanwhile; NaN where unknown.
-    """
-
-    output: Any
-    seconds: float
-    details: dict[str, Any] = field(default_factory=dict)
-    others: float = math.nan
-
-
-def run_benchmark(kind: type, *, size: str, seconds: float) -> Iterator[dict[str, Any]]:
-    """Run one class with all its parameters; give a row for each side.
+def run_benchmark(
+    kind: type,
+    *,
+    size: str,
+    seconds: float,
+    devices: Sequence[str] = ("cpu",),
+    peers: bool = True,
+    limits: dict[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Run one class with all its parameters on each device that it knows; give a row for each side.
 
     Parameters
     ----------
@@ -64,37 +67,100 @@ def run_benchmark(kind: type, *, size: str, seconds: float) -> Iterator[dict[str
     size : {"small", "full"}
     seconds : float
         For the repeats of each side; each is run once at least.
+    devices : sequence of {"cpu", "gpu"}
+    peers : bool
+        Whether others' libraries are measured too.
+    limits : dict, optional
+        As `limits.measure_limits` gives them; without them no row says its share.
     """
     missing = kind.why_not() if hasattr(kind, "why_not") else ""
     for values in product(*kind.params):
         if values[0] != size:
             continue
         if missing:
-            yield {"benchmark": name_benchmark(kind), "params": _name(kind, values), "side": "", "skipped": missing}
+            yield {**_about(kind, values, side=""), "skipped": missing}
             continue
-        benchmark = kind()
-        benchmark.setup(*values)
-        yield from _measure(benchmark, values, seconds=seconds)
-        del benchmark
-        gc.collect()
+        for device in devices_of(kind, devices):
+            with set_variables(NISEG_BENCH_DEVICE=device):
+                benchmark = kind()
+                try:
+                    benchmark.setup(*values)
+                except NotImplementedError as reason:  # asv's word for what is to be skipped
+                    yield {**_about(kind, values, side=""), "skipped": str(reason)}
+                    continue
+                sides = _sides(benchmark, device, peers=peers)
+                for row in _measure(benchmark, values, seconds=seconds, sides=sides):
+                    yield row | _compare_with_limit(benchmark, row, limits)
+                del benchmark, sides
+            gc.collect()
+        if peers:
+            yield from _absent_peers(kind, values)
 
 
-def _measure(benchmark: Any, values: tuple[Any, ...], *, seconds: float) -> Iterator[dict[str, Any]]:
-    sides = _sides(benchmark)
+@contextmanager
+def set_variables(**variables: str) -> Iterator[None]:
+    """Set variables of the environment, for other processes too, and put back afterwards what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def devices_of(kind: type, devices: Sequence[str]) -> list[str]:
+    """Those of `devices` that a class can be measured on."""
+    return [name for name in getattr(kind, "devices", ("cpu",)) if name in devices]
+
+
+class Side(NamedTuple):
+    """One way to do the work: its method, and the device that its row names."""
+
+    method: Callable[..., Any]
+    device: Any
+
+
+def _sides(benchmark: Any, device: str, *, peers: bool) -> dict[str, Side]:
+    """The sides to measure by their names, the reference first."""
+    names = sorted(
+        (n for n in dir(benchmark) if n.startswith("time_") and getattr(benchmark, n)),
+        key=lambda n: (n != benchmark.reference, n),
+    )
+    sides = {}
+    for name in names:
+        side, is_reference = name.removeprefix("time_"), name == benchmark.reference
+        module = getattr(benchmark, "peers", {}).get(side)
+        on_host = side in getattr(benchmark, "on_host", ())
+        twice = on_host and device == "gpu" and "cpu" in getattr(benchmark, "devices", ())  # the CPU's rows have it
+        if is_reference or not (twice or module and not (peers and importlib.util.find_spec(module))):
+            sides[side] = Side(getattr(benchmark, name), DEVICES["cpu" if on_host else device])
+    return sides
+
+
+def _absent_peers(kind: type, values: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    for side, module in getattr(kind, "peers", {}).items():
+        if importlib.util.find_spec(module) is None:
+            yield {**_about(kind, values, side=side), "skipped": f"{module} is not installed"}
+
+
+def _measure(
+    benchmark: Any, values: tuple[Any, ...], *, seconds: float, sides: dict[str, Side]
+) -> Iterator[dict[str, Any]]:
     runs: dict[str, list[Ran]] = {name: [] for name in sides}
     failures: dict[str, str] = {}
     agreements: dict[str, dict[str, Any]] = {}
     expected = None
-    for name, method in sides.items():
+    for name, side in sides.items():
         try:
-            ran = _run(method, values)
+            ran = _run(side, values)
             if expected is None:
                 expected = ran.output
             else:
                 agreements[name] = benchmark.assert_equal(ran.output, expected) or {}
         except Exception as error:
             # the row says why it has no time, and the runner ends with status 1
-            failures[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            failures[name] = _in_a_line(error)
             if expected is None:
                 failures.update({other: f"the reference {name} failed" for other in sides if other != name})
                 break
@@ -104,44 +170,63 @@ def _measure(benchmark: Any, values: tuple[Any, ...], *, seconds: float) -> Iter
             del ran
     expected = None
     gc.collect()
-    _repeat({n: m for n, m in sides.items() if n not in failures}, values, runs, seconds=seconds)
-    middle = {n: statistics.median(ran.seconds for ran in rans) for n, rans in runs.items() if rans}
-    for name in sides:
+    failures |= _repeat({n: s for n, s in sides.items() if n not in failures}, values, runs, seconds=seconds)
+    middle = {n: statistics.median(ran.seconds for ran in rans) for n, rans in runs.items() if n not in failures}
+    for name, side in sides.items():
+        head = _head(benchmark, values, name, device=side.device.name)
         if name in failures:
-            yield {**_head(benchmark, values, name), "failed": failures[name]}
+            yield {**head, "failed": failures[name]}
         else:
-            seconds = _seconds(benchmark, name, runs[name], middle)
-            yield {**_head(benchmark, values, name), **seconds, **agreements.get(name, {}), **runs[name][-1].details}
+            measured = _seconds(benchmark, name, runs[name], middle)
+            yield {**head, **measured, **agreements.get(name, {}), **runs[name][-1].details}
 
 
-def _sides(benchmark: Any) -> dict[str, Callable[..., Any]]:
-    """The timed methods by the name of the side, the reference first."""
-    names = sorted((n for n in dir(benchmark) if n.startswith("time_")), key=lambda n: (n != benchmark.reference, n))
-    return {n.removeprefix("time_"): getattr(benchmark, n) for n in names}
+def _compare_with_limit(benchmark: Any, row: dict[str, Any], limits: dict[str, Any] | None) -> dict[str, Any]:
+    if limits is None or "seconds" not in row or not hasattr(benchmark, "least"):
+        return {}
+    least = benchmark.least(row["side"])
+    share = share_of_limit(least, limits, device=row["device"], seconds=row["seconds"]["median"])
+    return {"least": least, **share}
 
 
-def _run(method: Callable[..., Any], values: tuple[Any, ...]) -> Ran:
+class FalseTime(Exception):
+    """Seconds that mean nothing; see `clock.find_fault`."""
+
+
+def _run(side: Side, values: tuple[Any, ...]) -> Ran:
     others, start = _others_seconds(), time.perf_counter()
-    output = method(*values)
+    ran = time_work(lambda: side.method(*values), device=side.device)
     took, others = time.perf_counter() - start, _others_seconds() - others
-    if isinstance(output, Ran):
-        # what it did around the timed part, such as reading results, counts for the neighbours alike
-        return replace(output, others=others * output.seconds / took)
-    return Ran(output, took, others=others)
+    if fault := find_fault(ran, device=side.device):
+        raise FalseTime(fault)
+    # what a side did around the timed part, such as reading results, counts for the neighbours alike
+    return replace(ran, others=others * ran.seconds / took)
 
 
-def _repeat(sides: dict[str, Any], values: tuple[Any, ...], runs: dict[str, list[Ran]], *, seconds: float) -> None:
-    """Run the sides in turns, so that a busy minute of the machine meets all of them."""
-    left = dict(sides)
+def _repeat(
+    sides: dict[str, Side], values: tuple[Any, ...], runs: dict[str, list[Ran]], *, seconds: float
+) -> dict[str, str]:
+    """Run the sides in turns, so that a busy minute of the machine meets all of them; return which failed, and why."""
+    left, failures = dict(sides), {}
     while left:
-        for name, method in list(left.items()):
+        for name, side in list(left.items()):
             spent = sum(ran.seconds for ran in runs[name])
             if runs[name] and (spent + runs[name][-1].seconds > seconds or len(runs[name]) >= MAX_REPEATS):
                 del left[name]
                 continue
-            ran = _run(method, values)
+            try:
+                ran = _run(side, values)
+            except Exception as error:
+                failures[name] = _in_a_line(error)
+                del left[name]
+                continue
             runs[name].append(replace(ran, output=None))
             del ran
+    return failures
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def name_benchmark(kind: type) -> str:
@@ -149,17 +234,16 @@ def name_benchmark(kind: type) -> str:
     return f"{kind.__module__.rpartition('.')[2].removeprefix('bench_')}.{kind.__name__}"
 
 
-def _name(kind: Any, values: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip(kind.param_names, values, strict=True))
+def _about(kind: type, values: tuple[Any, ...], *, side: str) -> dict[str, Any]:
+    params = dict(zip(kind.param_names, values, strict=True))
+    return {"benchmark": name_benchmark(kind), "params": params, "side": side}
 
 
-def _head(benchmark: Any, values: tuple[Any, ...], side: str) -> dict[str, Any]:
+def _head(benchmark: Any, values: tuple[Any, ...], side: str, *, device: str) -> dict[str, Any]:
     """What the row is about."""
-    kind = type(benchmark)
     return {
-        "benchmark": name_benchmark(kind),
-        "params": _name(kind, values),
-        "side": side,
+        **_about(type(benchmark), values, side=side),
+        "device": device,
         "reference": benchmark.reference.removeprefix("time_"),
         "equal": benchmark.equal,
         "included": benchmark.included,
@@ -173,10 +257,11 @@ def _seconds(benchmark: Any, side: str, runs: list[Ran], middle: dict[str, float
     """What was measured, and how many cores other processes kept busy meanwhile, so that a noisy row can be told."""
     times = [ran.seconds for ran in runs]
     others = sum(ran.others for ran in runs) / sum(times)
+    reference = middle.get(benchmark.reference.removeprefix("time_"))
     return {
         "seconds": {"median": middle[side], "min": min(times), "max": max(times), "repeats": len(times)},
         "gb_per_s": benchmark.nbytes / middle[side] / 1e9,
-        "times_as_fast": middle[benchmark.reference.removeprefix("time_")] / middle[side],
+        "times_as_fast": None if reference is None else reference / middle[side],
         "cores_used_by_others": None if math.isnan(others) else round(max(0.0, others), 2),
     }
 

@@ -1,15 +1,17 @@
-"""A Markdown table of measured rows: ``python -m benchmarks.table FILE...``."""
+"""A Markdown table of measured rows."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HEAD = ("what", "side", "seconds (least to most, runs)", "GB/s", "times as fast", "peak memory", "others' load")
+from .limits import format_limits
+
+HEAD = (
+    "what", "side", "on", "seconds (least to most, runs)", "GB/s", "of its limit", "times as fast", "peak memory",
+    "others' load",
+)  # fmt: skip
 
 MEASURED = "measured"  # names the marks in the README
 
@@ -18,12 +20,17 @@ def format_table(record: dict[str, Any]) -> str:
     """Return one record's conditions, rows and footnotes as Markdown."""
     rows = record["rows"]
     lines = [*_conditions(record), "", *format_head(HEAD), *(format_line(_cells(row)) for row in rows)]
-    notes = {
-        row["benchmark"]: f"{row['benchmark']}: {_size(row)}; {row['included']}; {row['equal']}."
-        for row in rows
-        if "shape" in row
-    }
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes.values())])
+    return "\n".join([*lines, "", *(f"- {note}." for note in _notes(rows))])
+
+
+def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the rows of each benchmark have in common, and the sizes of their data."""
+    measured = [row for row in rows if "shape" in row]
+    sizes: dict[str, dict[str, None]] = {}
+    for row in measured:
+        sizes.setdefault(row["benchmark"], {})[_size(row)] = None
+    last = {row["benchmark"]: row for row in measured}
+    return [f"{name}: {' or '.join(sizes[name])}; {row['included']}; {row['equal']}" for name, row in last.items()]
 
 
 def _conditions(record: dict[str, Any]) -> list[str]:
@@ -34,8 +41,16 @@ def _conditions(record: dict[str, Any]) -> list[str]:
         f"{record['date']}, {hardware}, {record['memory_gb']:g} GB, {record['system']}; threads: {threads}; "
         f"revision {record['revision']}; {libraries}.",
         "",
+        *_about_limits(record),
         "GB/s: bytes of the input over the seconds. Others' load: cores that other processes kept busy meanwhile.",
     ]
+
+
+def _about_limits(record: dict[str, Any]) -> list[str]:
+    if "limits" not in record:
+        return []
+    about = "Of its limit: the least seconds that the machine needs, by the limit in brackets, over the median."
+    return [f"{format_limits(record['limits'])} {about}", ""]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -43,19 +58,25 @@ def _cells(row: dict[str, Any]) -> list[str]:
     what = f"{row['benchmark']}{parameters}"
     for outcome in ("failed", "skipped"):
         if outcome in row:
-            return [what, row["side"], f"{outcome}: {row[outcome]}".replace("|", "\\|"), "", "", "", ""]
+            reason = f"{outcome}: {row[outcome]}".replace("|", "\\|")
+            return [what, row["side"], row.get("device", ""), reason, *[""] * (len(HEAD) - 4)]
     seconds, peak, others = row["seconds"], row.get("peak_memory_gb"), row["cores_used_by_others"]
-    spread = f"{seconds['median']:.3g} ({seconds['min']:.3g} to {seconds['max']:.3g}, {seconds['repeats']})"
-    relative = "1" if row["side"] == row["reference"] else f"{row['times_as_fast']:.2f}"
+    relative = "" if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
     return [
         what,
         row["side"],
-        spread,
-        f"{row['gb_per_s']:.3g}" + (f" ({row['of_copy']:.0%} of a copy)" if "of_copy" in row else ""),
-        relative,
+        row.get("device", ""),
+        f"{seconds['median']:.3g} ({seconds['min']:.3g} to {seconds['max']:.3g}, {seconds['repeats']})",
+        f"{row['gb_per_s']:.3g}",
+        f"{_percent(row['of_limit'])} ({row['limited_by']})" if "of_limit" in row else "",
+        "1" if row["side"] == row["reference"] else relative,
         "" if peak is None else f"{peak:.3g} GB",
         "" if others is None else f"{others:.2f}",
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1g} %"
 
 
 def _size(row: dict[str, Any]) -> str:
@@ -72,19 +93,6 @@ def format_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Make Markdown of measured rows.")
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="as --json wrote it")
-    parser.add_argument("--into", metavar="README", type=Path, help="put the tables between the marks of this file")
-    options = parser.parse_args(argv)
-    text = "\n\n".join(format_table(json.loads(path.read_text(encoding="utf-8"))) for path in options.files)
-    if options.into is None:
-        print(text)
-    else:
-        put_into(options.into, text, name=MEASURED)
-    return 0
-
-
 def put_between_marks(page: str, text: str, *, name: str) -> str:
     """Replace what stands between the marks of a page that bear `name` by `text`."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -98,7 +106,3 @@ def put_between_marks(page: str, text: str, *, name: str) -> str:
 def put_into(path: Path, text: str, *, name: str) -> None:
     """Replace what stands between the marks of a file."""
     path.write_text(put_between_marks(path.read_text(encoding="utf-8"), text, name=name), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

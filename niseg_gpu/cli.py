@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from niseg_gpu.cli_bench import add_bench
 from niseg_gpu.cli_knn import add_knn
 from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
 from niseg_gpu.cli_unet import add_unet
@@ -105,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--kernels", choices=("library", "own"), default="library", help="what a GPU takes")
     info.add_argument("--json", action="store_true", help="for programs to read")
 
+    add_bench(commands)
     simulate = commands.add_parser("simulate", help="Simulate data with known truth.")
     kinds = simulate.add_subparsers(metavar="KIND", required=True)
     _add_simulate_tof(kinds)

@@ -153,6 +153,13 @@ def test_dask_and_its_scheduler_are_bound_alike():
     assert read_requirements("hpc")["distributed"].specifier == read_requirements()["dask"].specifier
 
 
+def test_every_package_is_installed_and_the_benchmarks_within():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "niseg_gpu").rglob("__init__.py")}
+    assert set(setuptools["packages"]) == found | {"niseg_gpu.benchmarks"}
+    assert setuptools["package-dir"] == {"niseg_gpu.benchmarks": "benchmarks"}
+
+
 def test_every_import_of_the_package_is_declared():
     # Not `bench` or `test`: the package itself must run without its peers and without pytest.
     declared = set(read_requirements()) | set(read_requirements("gpu", "hpc"))

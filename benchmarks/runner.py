@@ -1,0 +1,166 @@
+"""From names on the command line to a record of rows; ``niseg-gpu bench`` ends here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from niseg_gpu.backend import why_no_gpu
+from niseg_gpu.errors import UserError, suggest
+
+from .clock import DEVICES
+from .limits import measure_limits
+from .machine import describe_conditions
+from .roofline import draw_roofline
+from .rows import devices_of, name_benchmark, run_benchmark, set_variables
+from .table import format_table
+
+SUBJECTS = ("read", "overlap", "spots", "spots_gpu", "knn", "kmeans", "kmeans_gpu", "unet", "simulate", "end_to_end")
+
+
+def run_command(
+    names: Sequence[str],
+    *,
+    stored: Path | None = None,
+    json_file: Path | None = None,
+    markdown: Path | None = None,
+    picture: Path | None = None,
+    quiet: bool = False,
+    **how: Any,
+) -> int:
+    """Measure, or read what was measured; write and print it.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of subjects or classes; none means all.
+    stored : path, optional
+        Measure nothing and show this file, which an earlier run wrote as `json_file`.
+    json_file, markdown, picture : path, optional
+        Files to write: the rows, the table, and what `roofline.draw_roofline` draws.
+    quiet : bool
+        Print no table and no progress.
+    **how
+        See `measure`.
+
+    Returns
+    -------
+    int
+        1 where a side gave a wrong answer or a false time, else 0.
+
+    Raises
+    ------
+    UserError
+        Unknown names, a device that is not there, or nowhere to write.
+    """
+    for flag, path in {"--json": json_file, "--markdown": markdown, "--picture": picture}.items():
+        if path and not path.absolute().parent.is_dir():
+            raise UserError(f"{flag} {path}: its folder does not exist; make it first")
+    record = read_record(stored) if stored else measure(names, quiet=quiet, **how)
+    table = format_table(record)
+    if json_file:
+        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if markdown:
+        markdown.write_text(table + "\n", encoding="utf-8")
+    if picture:
+        picture.write_bytes(draw_roofline(record))
+    if not quiet:
+        print(table)
+    return int(any("failed" in row for row in record["rows"]))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record that an earlier run wrote."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--from {path}: cannot be read: {error}; name a file that --json wrote") from error
+    if not isinstance(record, dict) or "rows" not in record or "threads" not in record:
+        raise UserError(f"--from {path}: holds no rows of niseg-gpu bench; name a file that --json wrote")
+    return record
+
+
+def measure(
+    names: Sequence[str],
+    *,
+    device: str | None = None,
+    peers: bool = False,
+    size: str = "small",
+    seconds: float = 20,
+    kernels: str = "auto",
+    data: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run what the names say on each device and return the record, ready for JSON.
+
+    Parameters
+    ----------
+    device : str, optional
+        ``cpu``, ``gpu`` or ``cpu,gpu``; by default the CPU, and the GPU where there is one.
+    peers : bool
+        Whether others' libraries are measured too.
+    size : {"small", "full"}
+    seconds : float
+        For the repeats of each side.
+    kernels : {"auto", "library", "own"}
+        As a pipeline has it.
+    data : str, optional
+        Folder that keeps the simulated data; a temporary one by default.
+    """
+    devices = choose_devices(device)
+    kinds = list(find_benchmarks(names))
+    if device is not None:
+        kinds = [kind for kind in kinds if devices_of(kind, devices)]
+    if not kinds:
+        raise UserError(f"nothing of {', '.join(names)} runs on --device {device}; name others or leave --device out")
+    with tempfile.TemporaryDirectory(prefix="niseg-bench-") as temporary:
+        folder = Path(data or temporary).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        with set_variables(NISEG_BENCH_DATA=str(folder), NISEG_BENCH_KERNELS=kernels):
+            limits = measure_limits(folder, devices)
+            record = {**describe_conditions(kernels=kernels), "devices": devices, "size": size, "peers": peers}
+            record |= {"limits": limits, "rows": []}
+            how = {"size": size, "seconds": seconds, "devices": devices, "peers": peers, "limits": limits}
+            for kind in kinds:
+                if not quiet:
+                    print(f"{name_benchmark(kind)} ...", file=sys.stderr)
+                record["rows"] += run_benchmark(kind, **how)
+    return record
+
+
+def choose_devices(device: str | None) -> list[str]:
+    """The devices to measure on; what is asked for must be there."""
+    missing = why_no_gpu()
+    if device is None:
+        return ["cpu"] if missing else ["cpu", "gpu"]
+    devices = list(dict.fromkeys(device.split(",")))
+    for name in devices:
+        if name not in DEVICES:
+            raise UserError(f"--device {device}: there is no device {name!r}; allowed: cpu, gpu or cpu,gpu")
+    if "gpu" in devices and missing:
+        raise UserError(f"--device {device}: no GPU can be used: {missing}; say --device cpu, or go to a GPU node")
+    return devices
+
+
+def find_benchmarks(names: Sequence[str]) -> Iterator[type]:
+    """Give the benchmark classes of the named subjects (``kmeans``) or the named classes (``kmeans.Gather``)."""
+    for name in names or SUBJECTS:
+        subject, _, wanted = name.partition(".")
+        if subject not in SUBJECTS:
+            raise UserError(f"no benchmark is named {subject!r}{suggest(subject, SUBJECTS)}")
+        module = importlib.import_module(f".bench_{subject}", __package__)
+        kinds = {k: v for k, v in vars(module).items() if _is_benchmark(v, module)}
+        if wanted and wanted not in kinds:
+            raise UserError(f"{subject} has no benchmark {wanted!r}{suggest(wanted, kinds)}")
+        yield from [kinds[wanted]] if wanted else kinds.values()
+
+
+def _is_benchmark(value: object, module: ModuleType) -> bool:
+    own = isinstance(value, type) and value.__module__ == module.__name__
+    return own and not value.__name__.startswith("_") and hasattr(value, "reference")
