@@ -1,7 +1,8 @@
 """The two devices as twins with the same members; the only module that names their libraries.
 
 Choose once with `select`; after that follow the data: ``backend_of(block)`` gives the twin of the block's own
-type, so no method asks where it runs.
+type, so no method asks where it runs. A twin never changes: another choice of kernels is another twin, which whoever
+hands blocks to methods names with `working_on`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -61,14 +64,30 @@ class Cleaned(NamedTuple):
     has_nan: bool
 
 
-class Cpu:
-    """NumPy, SciPy and scikit-learn, with numba kernels where those are slow."""
+@dataclass(frozen=True)
+class _Twin:
+    """What was chosen; it travels to other processes without the libraries imported since.
 
+    Attributes
+    ----------
+    kernels : {"own", "library"}
+    """
+
+    kernels: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kernels,)
+
+
+@dataclass(frozen=True)
+class Cpu(_Twin):
+    """NumPy, SciPy and scikit-learn, with numba kernels where those are slow and `kernels` does not say otherwise."""
+
+    kernels: str = "own"
     name = "cpu"
     threads = 2**16  # that may work at once: as many as there are
     keeps_rows = False  # kernels read pixels in any layout
     has_bus = False  # between its memory and the host's
-    kernels = "own"  # or library; set by `select`
     # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
     network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True}
     tile_pixels = {2: 1152**2, 3: 112**3}
@@ -85,6 +104,10 @@ class Cpu:
             "segment_unet": "jax on the CPU, float32",
             "everything else": "numpy",
         }
+
+    def why_no_own(self) -> str:
+        """Return why kernels of our own can't run on the device, or an empty string where they can."""
+        return ""
 
     @property
     def xp(self) -> Any:
@@ -201,9 +224,11 @@ class Cpu:
 
         Centroids and mean come from the host on either device.
         """
-        from niseg_gpu.kernels.lloyd import assign_and_sum_cpu
+        from niseg_gpu.kernels import lloyd, lloyd_xp
 
-        return assign_and_sum_cpu(pixels, **how)
+        if self.kernels == "own":
+            return lloyd.assign_and_sum_cpu(pixels, **how)
+        return lloyd_xp.assign_and_sum_xp(pixels, **how, xp=np)
 
     def run_lloyd(self, pixels: np.ndarray, *, centroids: np.ndarray, max_iter: int, tol: float) -> Clusters:
         """The library's k-means from given centroids, with scikit-learn's stop rules; may centre `pixels` and back."""
@@ -289,14 +314,15 @@ class Cpu:
         return f"{cpu_model()}, {count_cores()} cores"
 
 
-class Gpu:
+@dataclass(frozen=True)
+class Gpu(_Twin):
     """CuPy, cuCIM and cuML on one CUDA device, or kernels of our own where `kernels` says so."""
 
+    kernels: str = "library"
     name = "gpu"
     threads = 1  # its kernels are parallel themselves
     keeps_rows = True  # of pixels that lay otherwise
     has_bus = True
-    kernels = "library"  # or own; set by `select`
     network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False}
     tile_pixels = {2: 2048**2, 3: 384**3}
 
@@ -312,6 +338,11 @@ class Gpu:
             "segment_unet": "jax on the GPU, bfloat16",
             "everything else": "cupy",
         }
+
+    def why_no_own(self) -> str:
+        from numba import cuda
+
+        return "" if cuda.is_available() else "numba can't use the GPU; install numba-cuda"
 
     @cached_property
     def xp(self) -> Any:
@@ -610,14 +641,26 @@ def _host(array: Any) -> np.ndarray:
 
 CPU, GPU = Cpu(), Gpu()
 TWINS: dict[str, Any] = {"numpy": CPU, "cupy": GPU}
+_at_work: ContextVar[Any] = ContextVar("at_work", default=None)
 
 
 def backend_of(block: Any) -> Any:
-    """Return the twin that `block` lives on, by the block's own type."""
+    """Return the twin that `block` lives on, by the block's own type: the one at work where it is of that device."""
     root = type(block).__module__.partition(".")[0]
     if root not in TWINS:
         raise TypeError(f"block is a {type(block).__module__}.{type(block).__name__}; allowed: numpy or cupy arrays")
-    return TWINS[root]
+    twin, at_work = TWINS[root], _at_work.get()
+    return at_work if at_work is not None and at_work.name == twin.name else twin
+
+
+@contextmanager
+def working_on(twin: Any) -> Iterator[None]:
+    """Inside, this thread's blocks of the twin's device are worked on by it, with the kernels chosen for it."""
+    token = _at_work.set(twin)
+    try:
+        yield
+    finally:
+        _at_work.reset(token)
 
 
 def has_nan(image: Any) -> bool:
@@ -648,23 +691,29 @@ def select(device: str = "auto", *, kernels: str = "auto") -> tuple[Any, str]:
     """
     if device not in ("auto", "cpu", "gpu"):
         raise UserError(f"device is {device!r}; allowed: auto, cpu, gpu")
-    if kernels not in ("auto", "library", "own"):
-        raise UserError(f"kernels is {kernels!r}; allowed: auto, library, own")
-    CPU.kernels = "own" if kernels == "auto" else kernels
     if device == "cpu":
-        return CPU, "asked for"
+        return with_kernels(CPU, kernels), "asked for"
     missing = why_no_gpu()
     if not missing:
-        if kernels == "own" and not _numba_has_gpu():
-            raise UserError("kernels is own, but numba can't use the GPU; install numba-cuda or say kernels: library")
-        GPU.kernels = "library" if kernels == "auto" else kernels
-        return GPU, "asked for" if device == "gpu" else "a usable GPU was found"
+        return with_kernels(GPU, kernels), "asked for" if device == "gpu" else "a usable GPU was found"
     if device == "gpu":
         raise UserError(
             f"device is gpu, but no GPU can be used: {missing}; install the gpu extra on a GPU node or say device: auto"
         )
+    twin = with_kernels(CPU, kernels)
     log.info("running on the CPU: %s", missing)
-    return CPU, f"no GPU can be used: {missing}"
+    return twin, f"no GPU can be used: {missing}"
+
+
+def with_kernels(twin: Any, kernels: str) -> Any:
+    """Return the twin that takes these kernels, as `select` knows them; the one given stays as it is."""
+    if kernels not in ("auto", "library", "own"):
+        raise UserError(f"kernels is {kernels!r}; allowed: auto, library, own")
+    kernels = type(twin).kernels if kernels == "auto" else kernels
+    missing = twin.why_no_own() if kernels == "own" else ""
+    if missing:
+        raise UserError(f"kernels is own, but {missing} or say kernels: library")
+    return twin if twin.kernels == kernels else replace(twin, kernels=kernels)
 
 
 def why_no_gpu() -> str:
@@ -680,12 +729,6 @@ def why_no_gpu() -> str:
     except Exception as error:  # drivers and loaders fail in ways of their own; the reason is passed on in words
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return ""
-
-
-def _numba_has_gpu() -> bool:
-    from numba import cuda
-
-    return cuda.is_available()
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
+import threading
 
 import array_api_strict
 import numpy as np
@@ -13,7 +15,18 @@ from hypothesis.extra import numpy as hnp
 from scipy.ndimage import median_filter
 from sklearn.cluster import KMeans
 
-from niseg_gpu.backend import CPU, GPU, Cpu, Gpu, _say_other_is_taken, backend_of, iterate_lloyd, select, why_no_gpu
+from niseg_gpu.backend import (
+    CPU,
+    GPU,
+    Cpu,
+    Gpu,
+    _say_other_is_taken,
+    backend_of,
+    iterate_lloyd,
+    select,
+    why_no_gpu,
+    working_on,
+)
 from niseg_gpu.errors import UserError
 
 
@@ -63,17 +76,16 @@ def test_a_broken_driver_is_a_reason_and_not_a_crash(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def usable_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the choice believe in a GPU, and put the twin's kernels back afterwards."""
+    """Make the choice believe in a GPU."""
     monkeypatch.setattr("niseg_gpu.backend.why_no_gpu", lambda: "")
-    monkeypatch.setattr("niseg_gpu.backend._numba_has_gpu", lambda: True)
-    monkeypatch.setattr(GPU, "kernels", GPU.kernels)
+    monkeypatch.setattr(Gpu, "why_no_own", lambda self: "")
 
 
 @pytest.mark.usefixtures("usable_gpu")
 def test_kernels_are_chosen_with_the_device() -> None:
     assert select("gpu")[0].uses["remove_spots"] == "cucim.skimage.filters.median"
     assert select("auto", kernels="own")[0].uses["remove_spots"].startswith("numba.cuda (own kernel)")
-    assert select("cpu", kernels="own")[0] is CPU
+    assert select("cpu", kernels="own")[0] is CPU and select("gpu", kernels="library")[0] is GPU
     assert select("auto")[0].kernels == "library"
     assert select("cpu", kernels="library")[0].uses["kmeans"] == "sklearn.cluster.KMeans (lloyd)"
     assert select("cpu")[0].uses["kmeans"] == "numba (own kernel)"
@@ -82,16 +94,47 @@ def test_kernels_are_chosen_with_the_device() -> None:
 
 
 @pytest.mark.usefixtures("usable_gpu")
+def test_one_choice_of_kernels_does_not_disturb_another() -> None:
+    chosen = [select(device, kernels=kernels)[0] for device in ("cpu", "gpu") for kernels in ("own", "library", "auto")]
+    for twin, kernels in zip(chosen, ("own", "library", "own", "own", "library", "library"), strict=True):
+        assert twin.kernels == kernels
+        again = pickle.loads(pickle.dumps(twin))
+        assert again == twin and hash(again) == hash(twin) and again.kernels == kernels
+        with pytest.raises(AttributeError):
+            twin.kernels = "auto"
+    assert len(set(chosen)) == 4 and (CPU.kernels, GPU.kernels) == ("own", "library")
+
+
+def test_what_was_imported_does_not_travel() -> None:
+    twin = Gpu("own")
+    vars(twin).update(xp=threading.Lock())
+    assert vars(pickle.loads(pickle.dumps(twin))) == {"kernels": "own"}
+
+
+def test_blocks_go_to_the_twin_at_work_in_their_thread() -> None:
+    block, there = np.zeros(2), []
+    with working_on(Cpu("library")):
+        assert backend_of(block) == Cpu("library")
+        other = threading.Thread(target=lambda: there.append(backend_of(block)))
+        other.start()
+        other.join()
+        with working_on(GPU):
+            assert backend_of(block) is CPU  # a block of the host is none of the GPU's
+        assert backend_of(block) == Cpu("library")
+    assert there == [CPU] and backend_of(block) is CPU
+
+
+@pytest.mark.usefixtures("usable_gpu")
 def test_own_kernels_need_a_gpu_that_numba_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("niseg_gpu.backend._numba_has_gpu", lambda: False)
+    monkeypatch.setattr(Gpu, "why_no_own", lambda self: "numba can't use the GPU; install numba-cuda")
     assert select("gpu")[0] is GPU
     with pytest.raises(UserError, match="numba can't use the GPU; install numba-cuda or say kernels: library"):
         select("gpu", kernels="own")
 
 
 def test_what_our_kernel_lacks_goes_to_the_library_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    twin, frames = Gpu(), np.random.default_rng(0).integers(0, 9, (3, 8, 8)).astype(float)
-    vars(twin).update(kernels="own", xp=np, _median=median_filter)
+    twin, frames = Gpu("own"), np.random.default_rng(0).integers(0, 9, (3, 8, 8)).astype(float)
+    vars(twin).update(xp=np, _median=median_filter)
     _say_other_is_taken.cache_clear()
     settings = {"size": (1, 3, 3), "threshold": 2.0, "kind": "both"}
     with caplog.at_level("WARNING", logger="niseg_gpu"):

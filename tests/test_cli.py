@@ -152,6 +152,9 @@ def test_info(niseg) -> None:
     assert status == 0 and all(step in out for step in OPS)
     machine = json.loads(niseg("info", "--json", "--kernels", "own")[1])
     assert machine["auto_takes"] in ("cpu", "gpu") and set(machine["steps"]) == set(OPS)
+    assert "own kernel" in machine["steps"]["kmeans"]
+    library = json.loads(niseg("info", "--json", "--kernels", "library")[1])
+    assert "own kernel" not in library["steps"]["kmeans"]
 
 
 @pytest.mark.parametrize(
