@@ -240,8 +240,8 @@ class StandinGpu(Cpu):
 
 @pytest.mark.parametrize("kernels, taken", [("auto", "library"), ("library", "library"), ("own", "own")])
 def test_kernels_are_chosen_for_this_model_alone(monkeypatch, kernels: str, taken: str) -> None:
-    monkeypatch.setattr("niseg_gpu.backend.why_no_gpu", lambda: "")
-    monkeypatch.setattr("niseg_gpu.backend.GPU", StandinGpu("library"))
+    monkeypatch.setattr("niseg_gpu.backend.choose.why_no_gpu", lambda: "")
+    monkeypatch.setattr("niseg_gpu.backend.choose.GPU", StandinGpu("library"))
     others = {kind: select("gpu", kernels=kind)[0] for kind in ("library", "own")}
     data = clustered()
     model = KMeans(5, random_state=0, device="gpu", kernels=kernels)
