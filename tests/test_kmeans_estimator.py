@@ -282,6 +282,11 @@ def test_a_map_is_cut_without_gaps_and_no_part_is_too_large(shape, most, data) -
     assert (seen == 1).all()
 
 
+def test_points_that_cannot_be_gone_over_are_none() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        points_module.Points([], map_shape=(), n_features=1)
+
+
 def test_a_block_that_cannot_be_read_ends_it() -> None:
     def fail(block: np.ndarray) -> np.ndarray:
         raise OSError("bad sector")
