@@ -175,11 +175,10 @@ class Stream(_Gpu):
     def iterate(self, budget: int) -> Ran:
         import dask.array as da
 
-        on_device = self.backend.xp.empty((0, 0), dtype=self.dtype)  # of the twin chosen here, with its own kernels
+        on_device = self.backend.xp.empty((0, 0), dtype=self.dtype)
         counts = da.from_array(self.counts, chunks=(BLOCK, -1))
-        points = open_points(
-            counts.map_blocks(self.backend.from_host, dtype=self.dtype, meta=on_device), memory_budget=budget
-        )
+        counts = counts.map_blocks(self.backend.from_host, dtype=self.dtype, meta=on_device)
+        points = open_points(counts, kernels="own", memory_budget=budget)
         measure = measure_points(points)
         ran = self.clock(lambda: move_centroids(points, measure, self.start))
         crossed = sum(part.held.nbytes for part in points.parts.values() if part.held is not None)

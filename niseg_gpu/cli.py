@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_keywords(evaluate, evaluate_files)
 
     info = add_command(commands, "info", _info, "Show devices, libraries and which of them each step would use.")
-    info.add_argument("--kernels", choices=("library", "own"), default="library", help="what a GPU takes")
+    info.add_argument("--kernels", choices=("auto", "library", "own"), default="auto", help="see compute.kernels")
     info.add_argument("--json", action="store_true", help="for programs to read")
 
     add_bench(commands)

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.staged import staged
 from niseg_gpu.knn_features import check_features, compute_features
 
 FORMAT = "niseg_gpu knn"
@@ -211,7 +212,6 @@ def save_knn(model: KnnModel, path: str | Path, *, overwrite: bool = False) -> P
     """
     path = Path(path)
     check_model_target(path, overwrite=overwrite)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     arrays = {name: getattr(model, name) for name in ("points", "labels", "means", "scales", "low", "high")}
     about = {
         "features": list(model.features),
@@ -220,15 +220,12 @@ def save_knn(model: KnnModel, path: str | Path, *, overwrite: bool = False) -> P
         "training": dict(model.training),
     }
     try:
-        with partial.open("wb") as file:
+        with staged(path) as partial, partial.open("wb") as file:
             np.savez(
                 file, format=np.array(FORMAT), version=np.array(VERSION), about=np.array(json.dumps(about)), **arrays
             )
-        os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}; give another name") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

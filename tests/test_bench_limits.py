@@ -42,11 +42,11 @@ def test_the_rates_of_a_gpu_are_measured_with_its_twin(monkeypatch, jax):
     """The CPU's twin stands in for it; JAX may see no GPU."""
     twin = Cpu()
 
-    def refuse(block):
+    def refuse(self, block):
         raise UserError("no GPU for JAX")
 
     if not jax:
-        monkeypatch.setattr(twin, "to_jax", refuse, raising=False)
+        monkeypatch.setattr(Cpu, "to_jax", refuse)
     monkeypatch.setattr(limits, "GPU", twin)
     monkeypatch.setitem(clock.DEVICES, "gpu", clock.DEVICES["cpu"])
     found = limits.measure_gpu(2**20, side=64)
@@ -110,7 +110,7 @@ def test_a_cold_job_must_come_from_the_disk():
 def test_too_large_a_job_is_skipped_with_the_reason(monkeypatch):
     from benchmarks import bench_end_to_end
 
-    monkeypatch.setattr(bench_end_to_end.CPU, "count_memory", lambda: 10**6, raising=False)
+    monkeypatch.setattr(Cpu, "count_memory", lambda self: 10**6)
     (row,) = rows.run_benchmark(bench_end_to_end.LabelsOf3000, size="full", seconds=0)
     assert row["skipped"] == "the plain script needs 19 GB of memory"
 

@@ -188,7 +188,7 @@ def test_every_benchmark_refuses_wrong_output(subject, bench_data, monkeypatch):
         expected = getattr(expected, "output", expected)
         if subject == "spots_gpu":
             expected = [benchmark.gpu.to_host(a).copy() for a in expected]
-        faulty = spoil(expected, share=500 if subject.startswith("kmeans") else None)
+        faulty = spoil(expected, share=300 if subject.startswith("kmeans") else None)
         benchmark.assert_equal(expected, expected)
         with pytest.raises(AssertionError):
             benchmark.assert_equal(faulty, expected)

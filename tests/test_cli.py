@@ -152,6 +152,9 @@ def test_info(niseg) -> None:
     assert status == 0 and all(step in out for step in OPS)
     machine = json.loads(niseg("info", "--json", "--kernels", "own")[1])
     assert machine["auto_takes"] in ("cpu", "gpu") and set(machine["steps"]) == set(OPS)
+    assert "own kernel" in machine["steps"]["kmeans"]
+    library = json.loads(niseg("info", "--json", "--kernels", "library")[1])
+    assert "own kernel" not in library["steps"]["kmeans"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_a_mistake_is_one_line_and_status_2(niseg, tmp_path: Path, monkeypatch, 
 
 
 def test_a_demanded_gpu_that_is_missing(niseg, pipeline: Path, monkeypatch) -> None:
-    monkeypatch.setattr("niseg_gpu.backend.why_no_gpu", lambda: "no CUDA device")
+    monkeypatch.setattr("niseg_gpu.backend.choose.why_no_gpu", lambda: "no CUDA device")
     for command in (["run", pipeline, "--device", "gpu"], ["demo", "--out", pipeline.parent / "d", "--device", "gpu"]):
         status, _, err = niseg(*command)
         assert status == 2 and "device is gpu, but no GPU can be used: no CUDA device" in err

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from niseg_gpu import backend as backend_module
 from niseg_gpu import correct
-from niseg_gpu.backend import CPU, Cpu
+from niseg_gpu.backend import CPU, TWINS, Cpu
 from niseg_gpu.findings import collect
 
 
@@ -24,7 +23,7 @@ class Strict(Cpu):
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch):
     """Namespace whose arrays the methods take as those of a third device."""
-    monkeypatch.setitem(backend_module.TWINS, "array_api_strict", Strict())
+    monkeypatch.setitem(TWINS, "array_api_strict", Strict())
     return array_api_strict
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niseg_gpu.backend import CPU
+from niseg_gpu.backend import CPU, Cpu
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.open import as_stack
 from niseg_gpu.io.source import Source
@@ -191,6 +193,19 @@ def test_a_bad_value_is_named_with_its_file_and_place(value, dtype, what) -> Non
     engine.apply(stack, parse_steps(steps)).image.compute()
     (line,) = engine.clock.findings()
     assert line.startswith("input: 1 ") and line.endswith("values kept")
+
+
+def test_each_engines_blocks_are_worked_on_by_its_own_kernels_in_other_processes_too(monkeypatch) -> None:
+    took, real = [], Cpu.replace_spots
+    monkeypatch.setattr(Cpu, "replace_spots", lambda self, *a, **k: took.append(self.kernels) or real(self, *a, **k))
+    stack, steps = tof_run().chunk({"y": 9}), [{"remove_spots": {"threshold": 12}}]
+    images = {kernels: apply_steps(stack, steps, kernels=kernels).image for kernels in ("auto", "library", "own")}
+    expected = images["auto"].compute()
+    for kernels, image in images.items():
+        for each in (image, pickle.loads(pickle.dumps(image))):
+            took.clear()
+            np.testing.assert_array_equal(each.compute(), expected)
+            assert set(took) == {"library" if kernels == "library" else "own"}
 
 
 def test_clustering_from_python_needs_no_files() -> None:

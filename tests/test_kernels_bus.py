@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import dask.array as da
 import numpy as np
@@ -61,14 +62,15 @@ class SmallGpu(Cpu):
     threads, keeps_rows, has_bus = 1, True, True
 
     def __init__(self) -> None:
-        self.read, self.pinned, self.crossed = 0, 0, []
+        super().__init__()
+        vars(self).update(read=0, pinned=0, crossed=[])
 
     def as_rows(self, block: np.ndarray, *, axis: int) -> np.ndarray:
-        self.read += block.nbytes
+        vars(self)["read"] += block.nbytes
         return np.ascontiguousarray(super().as_rows(block, axis=axis))
 
     def pin_rows(self, rows: np.ndarray) -> np.ndarray:
-        self.pinned += rows.nbytes
+        vars(self)["pinned"] += rows.nbytes
         return rows.copy()
 
     def bring(self, blocks):
@@ -80,7 +82,7 @@ class SmallGpu(Cpu):
 @pytest.fixture
 def small_gpu(monkeypatch: pytest.MonkeyPatch) -> SmallGpu:
     device = SmallGpu()
-    monkeypatch.setattr(arrays, "choose_backend", lambda array, name: device)
+    monkeypatch.setattr(arrays, "choose_backend", lambda array, **chosen: device)
     monkeypatch.setattr(arrays, "PART_BYTES", 2**15)
     monkeypatch.setattr("niseg_gpu.kmeans.points.LEAST_PART_BYTES", 2**12)
     return device
@@ -112,9 +114,9 @@ def test_what_a_device_has_no_room_for_crosses_the_bus(small_gpu, monkeypatch, d
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["gpu"], indirect=True)
 @pytest.mark.parametrize("kernels", ["own", "library"])
-def test_on_a_gpu(backend, monkeypatch, kernels: str) -> None:
+def test_on_a_gpu(backend, kernels: str) -> None:
     """Page-locked copies on a stream of their own, kernels on another: the same to the last bit, many times over."""
-    monkeypatch.setattr(backend, "kernels", kernels)
+    backend = replace(backend, kernels=kernels)
     xp, rng = backend.xp, np.random.default_rng(1)
     blocks = [(i, rng.integers(0, 4000, (20_000 + i, 333)).astype(np.uint16)) for i in range(5)]
     pinned = [(i, backend.pin_rows(backend.as_rows(block, axis=1))) for i, block in blocks]

@@ -167,8 +167,8 @@ def check_twin() -> None:
     from niseg_gpu.backend import Gpu
 
     use_small_blocks()
-    twin = Gpu()
-    vars(twin).update(kernels="own", xp=np)
+    twin = Gpu("own")
+    vars(twin).update(xp=np)
     rows = twin.empty_rows(40, 37, np.uint16)
     assert rows.shape == (40, 37) and rows.strides == (80, 2)
     rows[...] = draw(0, 40, 37, 3, "uint16")[0]

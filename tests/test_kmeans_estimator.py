@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 import niseg_gpu
+from niseg_gpu.backend import CPU, Cpu, select
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.kmeans import points as points_module
@@ -214,6 +215,8 @@ def test_one_cluster_one_pixel_one_feature() -> None:
         ({"n_clusters": 0}, np.eye(9), "n_clusters is 0; allowed: a whole number from 1 on"),
         ({"n_init": 0}, np.eye(9), "n_init is 0; allowed: auto, a whole number from 1 on"),
         ({"tol": -1}, np.eye(9), "tol is -1; allowed: a number from 0 on"),
+        ({"kernels": "fast"}, np.eye(9), "kernels is 'fast'; allowed: auto, library, own"),
+        ({"kernels": "fast"}, da.ones((9, 9)), "kernels is 'fast'; allowed: auto, library, own"),
         ({"feature_dim": "tof"}, np.eye(9), "no names of axes; give its number"),
         ({"feature_dim": 2}, np.eye(9), "feature_dim is 2; allowed: -2 to 1"),
         ({"feature_dim": "t"}, xr.DataArray(np.eye(9), dims=("tof", "x")), "feature_dim is 't'; allowed: tof, x"),
@@ -223,6 +226,39 @@ def test_one_cluster_one_pixel_one_feature() -> None:
 def test_bad_input_is_told_in_a_line(how, data, message) -> None:
     with pytest.raises(UserError, match=message):
         KMeans(**how).fit(data)
+
+
+class StandinGpu(Cpu):
+    """A GPU by its name and its choice of kernels, with the CPU's hands; notes which kernels it was asked for."""
+
+    kernels, name, asked = "library", "gpu", []
+
+    def assign_and_sum(self, pixels: np.ndarray, **how):
+        self.asked.append(self.kernels)
+        return CPU.assign_and_sum(pixels, **how)
+
+
+@pytest.mark.parametrize("kernels, taken", [("auto", "library"), ("library", "library"), ("own", "own")])
+def test_kernels_are_chosen_for_this_model_alone(monkeypatch, kernels: str, taken: str) -> None:
+    monkeypatch.setattr("niseg_gpu.backend.choose.why_no_gpu", lambda: "")
+    monkeypatch.setattr("niseg_gpu.backend.choose.GPU", StandinGpu("library"))
+    others = {kind: select("gpu", kernels=kind)[0] for kind in ("library", "own")}
+    data = clustered()
+    model = KMeans(5, random_state=0, device="gpu", kernels=kernels)
+    StandinGpu.asked.clear()
+    labels = model.fit_predict(da.from_array(data, chunks=(1000, -1)))
+    assert set(StandinGpu.asked) == {taken}
+    np.testing.assert_array_equal(labels, KMeans(5, random_state=0).fit_predict(data))
+    assert all(twin.kernels == kind for kind, twin in others.items())
+    assert CPU.kernels == "own" and open_points(data).backend is CPU
+
+
+def test_the_librarys_calls_give_the_same_clusters() -> None:
+    data = clustered()
+    own, library = (KMeans(5, random_state=0, kernels=kernels).fit(data) for kernels in ("own", "library"))
+    assert open_points(data, kernels="library").backend == Cpu("library")
+    np.testing.assert_array_equal(own.labels_, library.labels_)
+    np.testing.assert_allclose(own.cluster_centers_, library.cluster_centers_, rtol=1e-6)
 
 
 def test_predict_asks_for_a_fit_and_its_features() -> None:
@@ -244,6 +280,11 @@ def test_a_map_is_cut_without_gaps_and_no_part_is_too_large(shape, most, data) -
         seen[region] += 1
         assert seen[region].size * 3 <= max(most, 3)
     assert (seen == 1).all()
+
+
+def test_points_that_cannot_be_gone_over_are_none() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        points_module.Points([], map_shape=(), n_features=1)
 
 
 def test_a_block_that_cannot_be_read_ends_it() -> None:
@@ -298,16 +339,26 @@ ON_WORKERS = """
     import sys
     import dask.array as da, distributed, numpy as np
     from niseg_gpu import KMeans
+    from niseg_gpu.backend import CPU
     from niseg_gpu.kmeans.arrays import open_points
+    def taken(group):
+        return group.backend.kernels
+    def default():
+        return CPU.kernels == "own"
     if __name__ == "__main__":
         data = np.load(sys.argv[1])
         with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-            with distributed.Client(cluster):
+            with distributed.Client(cluster) as client:
                 lazy = da.from_array(data["stack"], chunks=(7, 9, 33))
                 one = KMeans(4, random_state=0, feature_dim=0).fit(lazy)
                 two = KMeans(6, init=data["far"]).fit(da.from_array(data["with_holes"], chunks=(777, 20)))
                 assert type(open_points(lazy, feature_dim=0)).__name__ == "SpreadPoints"
                 np.testing.assert_array_equal(one.predict(lazy), one.labels_)
+                for kernels in ("library", "own"):
+                    points = open_points(lazy, feature_dim=0, kernels=kernels)
+                    took = [client.submit(taken, g, workers=[w]) for w, g in points.groups.items()]
+                    assert len(took) == 2 and set(client.gather(took)) == {kernels}
+                    assert all(client.gather([client.submit(default, pure=False, workers=[w]) for w in points.groups]))
         for name, found in ("one", one), ("two", two):
             np.savez(sys.argv[2] + name, labels=found.labels_, centroids=found.cluster_centers_, inertia=found.inertia_)
 """

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from niseg_gpu import backend as backend_module
 from niseg_gpu import findings, knn
 from niseg_gpu.backend import CPU, Gpu
 from niseg_gpu.errors import UserError
@@ -127,7 +126,7 @@ def test_the_pieces_of_a_search_do_not_matter(piece: int, height: int, width: in
     standin = Standin()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "backend_of", lambda block: standin)
-        patch.setattr(backend_module, "QUERIES", piece)
+        patch.setattr("niseg_gpu.backend.gpu.QUERIES", piece)
         np.testing.assert_array_equal(predict_knn(image, model), whole)
 
 

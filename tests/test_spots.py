@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import median_filter
 
-from niseg_gpu.backend import CPU, GPU, why_no_gpu
+from niseg_gpu.backend import CPU, Gpu, why_no_gpu, working_on
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import collect
 from niseg_gpu.spots import check_remove_spots, halo_remove_spots, remove_spots
@@ -25,16 +25,18 @@ def expect(frames, *, size, threshold, kind):
 
 
 @pytest.fixture(params=["cpu", *(pytest.param(f"gpu, {k}", marks=pytest.mark.gpu) for k in ("library", "own"))])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+def backend(request: pytest.FixtureRequest):
     """Each twin in turn, the GPU's with the library's median and with our own kernel."""
     device, _, kernels = request.param.partition(", ")
     if device == "cpu":
-        return CPU
+        yield CPU
+        return
     missing = why_no_gpu()
     if missing:
         pytest.skip(f"no GPU can be used: {missing}")
-    monkeypatch.setattr(GPU, "kernels", kernels)
-    return GPU
+    twin = Gpu(kernels)
+    with working_on(twin):
+        yield twin
 
 
 def run(backend, frames, **settings):

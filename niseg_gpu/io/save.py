@@ -6,11 +6,13 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.io.gate import gated
+from niseg_gpu.io.staged import staged
 from niseg_gpu.io.writers import create_hdf5, create_npy, create_tiff
 from niseg_gpu.io.zarr import create_zarr
 
@@ -68,18 +70,17 @@ def save_together(
     for path in stacks:
         check_target(path, overwrite=overwrite)
     blocks = {path: _as_blocks(stack, path) for path, stack in stacks.items()}
-    partials = {path: path.with_name(f".{path.name}.partial-{os.getpid()}") for path in stacks}
     try:
-        targets = []
-        for path, partial in partials.items():
-            _remove(partial)  # of a killed process with the same number
-            create = _FORMATS[path.suffix.lower()]
-            blocks[path], target = create(partial, stacks[path], blocks[path], provenance=provenance)
-            targets.append(target)
-        _store(list(blocks.values()), targets)
-        for path, partial in partials.items():
-            check_target(path, overwrite=overwrite)
-            _move(partial, path)
+        with ExitStack() as moves:
+            targets = []
+            for path, stack in stacks.items():
+                create = _FORMATS[path.suffix.lower()]
+                partial = moves.enter_context(staged(path))
+                blocks[path], target = create(partial, stack, blocks[path], provenance=provenance)
+                targets.append(target)
+            _store(list(blocks.values()), targets)
+            for path in stacks:
+                check_target(path, overwrite=overwrite)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -88,9 +89,6 @@ def save_together(
         raise UserError(
             f"{first}: no room: {need:.2f} GB to write, {free:.2f} GB free; free some or save elsewhere"
         ) from error
-    finally:
-        for partial in partials.values():
-            _remove(partial)
 
 
 def _store(blocks: list[da.Array], targets: list[Any]) -> None:
@@ -130,27 +128,3 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
     if path.is_dir() and not (path.suffix.lower() == ".zarr" and is_store):
         raise UserError(f"{path}: is a folder and no Zarr store, never overwritten; choose another name")
-
-
-def _move(partial: Path, path: Path) -> None:
-    """Put `partial` in the place of `path`, which comes back if that fails."""
-    if not path.is_dir() or path.is_symlink():
-        if partial.is_dir() and os.path.lexists(path):
-            path.unlink()  # a folder cannot replace a file or link in one go
-        os.replace(partial, path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    os.rename(path, old)
-    try:
-        os.rename(partial, path)
-    except BaseException:
-        os.rename(old, path)
-        raise
-    shutil.rmtree(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.backend import CPU, GPU, backend_of, count_cores, select
+from niseg_gpu.backend import CPU, GPU, backend_of, count_cores, select, with_kernels
 from niseg_gpu.errors import UserError
 from niseg_gpu.kernels.bus import ROOMS
 from niseg_gpu.kmeans.points import PART_BYTES, READERS, LocalPoints, Part, Points, Region, choose_part_bytes, cut_map
@@ -21,6 +21,7 @@ def open_points(
     *,
     feature_dim: str | int | None = None,
     device: str = "auto",
+    kernels: str = "auto",
     memory_budget: int | None = None,
     workers: int | None = None,
 ) -> Points:
@@ -35,6 +36,8 @@ def open_points(
         last.
     device : {"auto", "cpu", "gpu"}
         Where the blocks of a Dask array are worked on; other arrays stay where they are.
+    kernels : {"auto", "library", "own"}
+        What makes the passes, see `KMeans`.
     memory_budget : int, optional
         Bytes of the device's memory that a Dask array may take; half of it by default. What is more is read anew in
         each pass; for a GPU it is kept in half of the host's memory first, and crosses the bus in each pass.
@@ -58,9 +61,10 @@ def open_points(
 
         client = find_client()
         if client is not None:
-            return spread_points(client, array, axis=axis, map_shape=map_shape, device=device)
-        return _open_lazy(array, axis, map_shape, device=device, budget=memory_budget, workers=workers)
-    backend = backend_of(array)
+            return spread_points(client, array, axis=axis, map_shape=map_shape, device=device, kernels=kernels)
+        backend = choose_backend(array, device=device, kernels=kernels)
+        return _open_lazy(array, axis, map_shape, backend=backend, budget=memory_budget, workers=workers)
+    backend = with_kernels(backend_of(array), kernels)
     pixel_bytes = array.shape[axis] * array.dtype.itemsize
     part_bytes = choose_part_bytes(array.nbytes, workers=workers) if backend.threads > 1 else array.nbytes
     regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes)
@@ -111,16 +115,15 @@ def _find_features(data: Any, feature_dim: str | int | None) -> tuple[Any, int]:
     return array, feature_dim % array.ndim
 
 
-def choose_backend(array: Any, device: str) -> Any:
-    """The twin for the blocks of a Dask array: that of the blocks themselves where they are on a device already."""
-    kind = type(getattr(array, "_meta", None)).__module__.partition(".")[0]
-    return GPU if kind == "cupy" else select(device)[0]
+def choose_backend(array: Any, *, device: str, kernels: str) -> Any:
+    """The twin for a block, or a Dask array's: the one it is on where that is a GPU, else the one asked for."""
+    kind = type(getattr(array, "_meta", array)).__module__.partition(".")[0]
+    return with_kernels(GPU, kernels) if kind == "cupy" else select(device, kernels=kernels)[0]
 
 
 def _open_lazy(
-    array: Any, axis: int, map_shape: tuple[int, ...], *, device: str, budget: int | None, workers: int
+    array: Any, axis: int, map_shape: tuple[int, ...], *, backend: Any, budget: int | None, workers: int
 ) -> Points:
-    backend = choose_backend(array, device)
     budget = backend.count_memory() // 2 if budget is None else int(budget)
     pixels = math.prod(map_shape)
     pixel_bytes = array.shape[axis] * array.dtype.itemsize

@@ -43,6 +43,9 @@ class KMeans:
         starts are drawn from all pixels, and each goes on to the end.
     device : {"auto", "cpu", "gpu"}
         For Dask arrays; others are worked on where they are.
+    kernels : {"auto", "library", "own"}
+        What makes the passes over the data: array calls of the device's library (NumPy, CuPy), or kernels of our own.
+        ``auto`` takes our own on the CPU and the library's on a GPU. The choice is this estimator's alone.
     memory_budget : int, optional
         Bytes that a Dask array may take in memory, half of what there is by default; what is more is read anew in
         each pass. Not for a ``distributed`` client, whose workers hold all.
@@ -83,12 +86,13 @@ class KMeans:
         feature_dim: str | int | None = None,
         init_sample: int | None = None,
         device: str = "auto",
+        kernels: str = "auto",
         memory_budget: int | None = None,
         workers: int | None = None,
     ) -> None:
         self.n_clusters, self.init, self.n_init = n_clusters, init, n_init
         self.max_iter, self.tol, self.random_state = max_iter, tol, random_state
-        self.feature_dim, self.init_sample, self.device = feature_dim, init_sample, device
+        self.feature_dim, self.init_sample, self.device, self.kernels = feature_dim, init_sample, device, kernels
         self.memory_budget, self.workers = memory_budget, workers
 
     def fit(self, data: Any, y: Any = None) -> KMeans:
@@ -166,8 +170,8 @@ class KMeans:
         return f"KMeans({', '.join(shown)})"
 
     def _open(self, data: Any) -> Any:
-        how = {name: getattr(self, name) for name in ("feature_dim", "device", "memory_budget", "workers")}
-        return open_points(data, **how)
+        names = ("feature_dim", "device", "kernels", "memory_budget", "workers")
+        return open_points(data, **{name: getattr(self, name) for name in names})
 
     def _check(self) -> int:
         """Refuse parameters that make no sense; return the number of starts."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +80,7 @@ class Part:
         return rows
 
 
-class Points:
+class Points(ABC):
     """Pixels of a map in parts, wherever those are.
 
     Parameters
@@ -93,9 +94,9 @@ class Points:
     def __init__(self, regions: Sequence[Region], *, map_shape: tuple[int, ...], n_features: int) -> None:
         self.regions, self.map_shape, self.n_features = list(regions), map_shape, n_features
 
+    @abstractmethod
     def each(self, task: Callable[..., Any], **options: Any) -> Any:
         """Run ``task(part, pixels, **arguments)`` on every part; see `LocalPoints.each`."""
-        raise NotImplementedError
 
     def gather(self, task: Callable[..., Any], *, dtype: Any, **options: Any) -> np.ndarray:
         """Put what a task gives of each pixel together, in the order of the map, flat."""

@@ -13,8 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from niseg_gpu.backend import count_cores, select
+from niseg_gpu.backend import count_cores
 from niseg_gpu.errors import UserError
+from niseg_gpu.kmeans.arrays import choose_backend
 from niseg_gpu.kmeans.points import PART_BYTES, LocalPoints, Part, Points, Region, cut_map
 
 PARTS_PER_WORKER = 2
@@ -32,7 +33,9 @@ def find_client() -> Any | None:
         return None
 
 
-def spread_points(client: Any, array: Any, *, axis: int, map_shape: tuple[int, ...], device: str) -> SpreadPoints:
+def spread_points(
+    client: Any, array: Any, *, axis: int, map_shape: tuple[int, ...], device: str, kernels: str
+) -> SpreadPoints:
     """Compute an array's blocks on the workers and make points of them there.
 
     Parameters
@@ -45,6 +48,8 @@ def spread_points(client: Any, array: Any, *, axis: int, map_shape: tuple[int, .
         Of the other axes.
     device : {"auto", "cpu", "gpu"}
         As each worker has it: under a ``LocalCUDACluster`` every one sees a GPU of its own.
+    kernels : {"auto", "library", "own"}
+        Chosen on each worker too, by what its device is.
     """
     pixel_bytes = array.shape[axis] * array.dtype.itemsize
     nbytes = pixel_bytes * math.prod(map_shape)
@@ -67,6 +72,7 @@ def spread_points(client: Any, array: Any, *, axis: int, map_shape: tuple[int, .
             axis,
             map_shape,
             device,
+            kernels,
             workers=[worker],
             pure=False,
         )
@@ -81,10 +87,16 @@ def _nothing(result: Any) -> None:
 
 
 def build_group(
-    blocks: Sequence[Any], numbers: Sequence[int], regions: Sequence[Region], axis: int, map_shape: Any, device: str
+    blocks: Sequence[Any],
+    numbers: Sequence[int],
+    regions: Sequence[Region],
+    axis: int,
+    map_shape: Any,
+    device: str,
+    kernels: str,
 ) -> LocalPoints:
     """On a worker: points over the blocks it has, on its own device."""
-    backend = select(device)[0]
+    backend = choose_backend(blocks[0], device=device, kernels=kernels)
     parts = []
     for number, region, block in zip(numbers, regions, blocks, strict=True):
         n = math.prod(s.stop - s.start for s in region)

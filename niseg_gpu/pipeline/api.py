@@ -62,7 +62,9 @@ def apply_steps(
     return Applied(engine.to_host(applied.image), masks)
 
 
-def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: Any) -> KMeansResult:
+def cluster_stack(
+    stack: xr.DataArray, *, device: str = "auto", kernels: str = "auto", **parameters: Any
+) -> KMeansResult:
     """Cluster a stack's pixels by their spectra (or, without a ToF axis, its voxels by their value).
 
     Parameters
@@ -70,6 +72,8 @@ def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: An
     stack : xarray.DataArray
         With dims ("tof", "y", "x"), or any without ``tof``.
     device : {"auto", "cpu", "gpu"}
+    kernels : {"auto", "library", "own"}
+        As for `apply_steps`.
     **parameters
         Of the step ``kmeans``; see `fit_kmeans`.
     """
@@ -77,7 +81,7 @@ def cluster_stack(stack: xr.DataArray, *, device: str = "auto", **parameters: An
     import dask.array as da
 
     (step,) = parse_steps([{"kmeans": parameters}])
-    engine = _engine(device, "keep")
+    engine = _engine(device, "keep", kernels=kernels)
     engine.fit(stack, [step], reading=False)
     image = engine.apply(stack, [], whole=OPS[step.name].whole).image
     table = open_table(engine.backend, image, **step.parameters)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu import findings
+from niseg_gpu.backend import working_on
 from niseg_gpu.chunks import Region, locate, widen
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.values import ValueCheck
@@ -100,7 +101,8 @@ class BlockRun:
         return partial(self._work, region)
 
     def _work(self, region: Region, *blocks: np.ndarray) -> tuple[Any, ...]:
-        return tuple(self._take(region, list(blocks), own=region))
+        with working_on(self.backend):
+            return tuple(self._take(region, list(blocks), own=region))
 
     def _beside(self, region: Region, run: BlockRun) -> Region:
         """Where a reference's block lies: the same rows, columns and, where they are cut, bins."""

@@ -14,7 +14,8 @@ from typing import Any
 class Clock:
     """Adds up what ran: seconds and bytes by name, and tallies of findings by step.
 
-    Seconds of steps that run in several threads at once are the sum over the threads.
+    Seconds of steps that run in several threads at once are the sum over the threads. In another process a clock starts
+    anew: what is counted there stays there.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,9 @@ class Clock:
         self.bytes: dict[str, int] = {}
         self._found: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Clock, ()
 
     def add(self, name: str, seconds: float, nbytes: int) -> None:
         """Add a piece of work."""

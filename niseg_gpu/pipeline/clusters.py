@@ -11,6 +11,7 @@ import numpy as np
 
 from niseg_gpu.backend import limit_threads
 from niseg_gpu.cluster_quality import EDGE_SHARE
+from niseg_gpu.io.staged import staged
 from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
 from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.results import write_array
@@ -113,6 +114,5 @@ def write_spectra_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> N
     if found.deviations is not None:
         columns |= {f"cluster_{k}_deviation": deviation for k, deviation in enumerate(found.deviations)}
     table = np.column_stack(list(columns.values()))
-    staging = path.with_name(f".{path.name}.partial")
-    np.savetxt(staging, table, delimiter=",", header=",".join(columns), comments="", fmt="%.9g")
-    staging.replace(path)
+    with staged(path) as partial:
+        np.savetxt(partial, table, delimiter=",", header=",".join(columns), comments="", fmt="%.9g")

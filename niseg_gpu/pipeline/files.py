@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.staged import staged
 
 
 def check_file_target(path: Path, *, ending: str, overwrite: bool) -> None:
@@ -22,11 +23,8 @@ def check_file_target(path: Path, *, ending: str, overwrite: bool) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears under its name only when whole."""
-    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        staging.write_bytes(content)
-        os.replace(staging, path)
+        with staged(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}; free some room") from None
-    finally:
-        staging.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from niseg_gpu.pipeline.run import versions
 from niseg_gpu.pipeline.steps import OPS
 
 
-def describe_machine(*, kernels: str = "library") -> dict[str, Any]:
+def describe_machine(*, kernels: str = "auto") -> dict[str, Any]:
     """Return devices, versions and the choice per step, ready for JSON; `kernels` as `select` takes it."""
     missing = why_no_gpu()
     twin, reason = select("auto", kernels=kernels)

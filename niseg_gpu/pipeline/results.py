@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.staged import staged
 
 
 def check_folder(path: Path, *, overwrite: bool, sign: str = "run.json") -> None:
@@ -35,20 +35,12 @@ def check_folder(path: Path, *, overwrite: bool, sign: str = "run.json") -> None
 def staged_folder(path: Path, *, overwrite: bool, sign: str = "run.json") -> Iterator[Path]:
     """Give a folder to fill; it gets its name when the block ends well and vanishes when it does not."""
     check_folder(path, overwrite=overwrite, sign=sign)
-    staging = path.absolute().parent / f".{path.name}.partial-{os.getpid()}"
     try:
-        staging.mkdir(parents=True)
+        with staged(path) as folder:
+            folder.mkdir(parents=True)
+            yield folder
     except OSError as error:
-        raise UserError(f"{path} can't be made: {error.strerror}; give another --out") from None
-    try:
-        yield staging
-        if path.exists():
-            shutil.rmtree(path)
-        staging.rename(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error} ({error.filename or staging})") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        raise UserError(f"{path} can't be written: {error.strerror or error} ({error.filename or path})") from None
 
 
 def to_json(value: Any) -> Any:

@@ -250,10 +250,9 @@ def _expose_all(exposures: list[Exposure], *, workers: int | None, **options: An
         try:
             for job in as_completed([job for row in jobs for job in row]):
                 job.result()
-        except BaseException:
+        finally:  # where all went well, nothing is left to stop
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
     return [[job.result() for job in row] for row in jobs]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.staged import staged
 
 KEPT = 2  # the last, and the one before in case the disk lost it
 
@@ -24,15 +24,12 @@ def save_checkpoint(
 
     folder.mkdir(parents=True, exist_ok=True)
     name = f"epoch-{len(history):05d}"
-    partial = folder / f".{name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save((partial / "weights").absolute(), {"learner": _leaves(learner), "best": _leaves(best[1])})
-    about = {"record": record, "history": history, "best_epoch": best[0]}
-    (partial / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder / name, ignore_errors=True)
-    partial.rename(folder / name)
+    with staged(folder / name) as partial:
+        partial.mkdir()
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(partial / "weights", {"learner": _leaves(learner), "best": _leaves(best[1])})
+        about = {"record": record, "history": history, "best_epoch": best[0]}
+        (partial / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     for old in _list(folder)[:-KEPT]:
         shutil.rmtree(old)
 

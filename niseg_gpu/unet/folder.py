@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.staged import staged
 from niseg_gpu.unet.config import UNetConfig
 from niseg_gpu.unet.normalise import Normalisation
 
@@ -104,33 +104,14 @@ def save_unet(model: UNetModel, path: str | Path, *, overwrite: bool = False) ->
         "training": dict(model.training),
         "metrics": dict(model.metrics),
     }
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        _save_weights(partial / "weights", weights)
-        (partial / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        _move(partial, path)
+        with staged(path) as partial:
+            partial.mkdir()
+            _save_weights(partial / "weights", weights)
+            (partial / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}; give another name") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
-
-
-def _move(partial: Path, path: Path) -> None:
-    """Put the folder into its place; an older one goes only then."""
-    if not path.exists():
-        os.rename(partial, path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    os.rename(path, old)
-    try:
-        os.rename(partial, path)
-    except BaseException:
-        os.rename(old, path)
-        raise
-    shutil.rmtree(old)
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
