@@ -86,6 +86,10 @@ def truncate(folder: Path) -> None:
     (folder / "model.json").write_text(text[: len(text) // 2])
 
 
+def add_a_file(folder: Path) -> None:
+    (folder / "weights" / "more").write_text("")
+
+
 def cut_weights(folder: Path) -> None:
     for file in (folder / "weights").rglob("*"):
         if file.is_file() and file.parent.name == "d":
@@ -105,8 +109,12 @@ def cut_weights(folder: Path) -> None:
         (change("config", {"depth": 3}), "no parameter 'depth'"),
         (change("config", {**CONFIG.as_mapping(), "base_depth": 3}), "has shape .*, its configuration says"),
         (change("config", {**CONFIG.as_mapping(), "levels": 3}), "has shape .*, its configuration says"),
-        (lambda f: shutil.rmtree(f / "weights"), "is a broken unet model: its weights can't be read"),
-        (cut_weights, "is a broken unet model: its weights can't be read"),
+        (
+            lambda f: shutil.rmtree(f / "weights"),
+            r"is a broken unet model: its weights can't be read \(.* is missing\)",
+        ),
+        (cut_weights, r"its weights can't be read \(.* is not the file that was written\)"),
+        (add_a_file, r"its weights can't be read \(more is not the file that was written\)"),
     ],
 )
 def test_a_broken_folder_is_named_in_one_line(folder: Path, spoil, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def test_it_learns_and_keeps_the_best_epoch(tmp_path, spotty) -> None:
     assert (tmp_path / "m.training" / "history.png").is_file()
 
 
-def test_a_training_cut_short_and_resumed_is_the_same_as_one_that_was_not(tmp_path, spotty, monkeypatch) -> None:
+def test_a_training_cut_short_and_resumed_is_the_same_as_one_that_was_not(
+    tmp_path, spotty, monkeypatch, caplog
+) -> None:
     how = {**spotty, **SMALL, "optimizer": "adamw", "ema": 0.5, "norm": "batch"}
     train_unet(tmp_path / "whole", **how, epochs=3)
 
@@ -69,12 +72,30 @@ def test_a_training_cut_short_and_resumed_is_the_same_as_one_that_was_not(tmp_pa
         with pytest.raises(Cut):
             train_unet(tmp_path / "cut", **how, epochs=3)
     assert not (tmp_path / "cut").exists()
+    shutil.copytree(tmp_path / "cut.training", tmp_path / "damaged.training")
     train_unet(tmp_path / "cut", **how, epochs=3, resume=True)
     assert history_of(tmp_path / "cut.training") == history_of(tmp_path / "whole.training")
     one, two = load_unet(tmp_path / "whole"), load_unet(tmp_path / "cut")
     np.testing.assert_array_equal(one.params["head"]["kernel"], two.params["head"]["kernel"])
     with pytest.raises(UserError, match="of a training with batch 2, not 1"):
         train_unet(tmp_path / "cut", **{**how, "batch": 1}, epochs=3, resume=True, overwrite=True)
+
+    # the disk lost a part of the last checkpoint: the one before leads to the same
+    checkpoints = sorted(tmp_path.glob("damaged.training/**/epoch-*"))
+    damage(checkpoints[-1])
+    train_unet(tmp_path / "damaged", **how, epochs=3, resume=True)
+    assert "epoch-00002 is a broken checkpoint" in caplog.text
+    assert history_of(tmp_path / "damaged.training") == history_of(tmp_path / "whole.training")
+    for path in tmp_path.glob("damaged.training/**/epoch-*"):
+        damage(path)
+    with pytest.raises(UserError, match="holds broken checkpoints only; train anew with --overwrite"):
+        train_unet(tmp_path / "damaged", **how, epochs=3, resume=True, overwrite=True)
+
+
+def damage(checkpoint: Path) -> None:
+    """Change the last byte of the largest file of weights."""
+    file = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
 
 
 def test_a_loss_that_is_no_number_ends_it_and_keeps_what_was_good(tmp_path, spotty) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import numpy as np
 
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.staged import staged
+from niseg_gpu.unet.weights import BrokenWeights, read_weights, write_weights
+
+log = logging.getLogger(__name__)
 
 KEPT = 2  # the last, and the one before in case the disk lost it
 
@@ -20,45 +24,52 @@ def save_checkpoint(
     folder: Path, *, learner: Any, history: list[dict[str, Any]], best: tuple[int, Any], record: dict[str, Any]
 ) -> None:
     """Write the state after an epoch; older ones than the last two go."""
-    import orbax.checkpoint as ocp
-
     folder.mkdir(parents=True, exist_ok=True)
     name = f"epoch-{len(history):05d}"
     with staged(folder / name) as partial:
         partial.mkdir()
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(partial / "weights", {"learner": _leaves(learner), "best": _leaves(best[1])})
-        about = {"record": record, "history": history, "best_epoch": best[0]}
+        weights = {"learner": _leaves(learner), "best": _leaves(best[1])}
+        files = write_weights(partial / "weights", weights)
+        about = {"record": record, "history": history, "best_epoch": best[0], "files": files}
         (partial / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     for old in _list(folder)[:-KEPT]:
         shutil.rmtree(old)
 
 
 def load_checkpoint(folder: Path, *, like: Any, record: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], Any]:
-    """Read the last checkpoint: learner, history, and (best epoch, its weights).
+    """Read the last whole checkpoint: learner, history, and (best epoch, its weights).
 
     Raises
     ------
     UserError
-        None is there, or it is of a training with other images or parameters.
+        None is there, all are broken, or it is of a training with other images or parameters.
     """
-    import orbax.checkpoint as ocp
-
     found = _list(folder)
     if not found:
         raise UserError(f"{folder} holds no checkpoint to go on from; train without --resume")
-    about = json.loads((found[-1] / "about.json").read_text(encoding="utf-8"))
+    for path in found[::-1]:
+        try:
+            about = json.loads((path / "about.json").read_text(encoding="utf-8"))
+            files, history, best_epoch = about["files"], about["history"], int(about["best_epoch"])
+            _check_record(about["record"], record, folder)
+            weights = read_weights(path / "weights", files)
+        except (BrokenWeights, OSError, ValueError, KeyError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            log.warning("%s is a broken checkpoint (%s); it is left out", path, reason)
+            continue
+        best = _tree(weights["best"], (like.mean, like.state))
+        return _tree(weights["learner"], like), history, (best_epoch, best)
+    raise UserError(f"{folder} holds broken checkpoints only; train anew with --overwrite")
+
+
+def _check_record(found: dict[str, Any], record: dict[str, Any], folder: Path) -> None:
     given = json.loads(json.dumps(record))
-    for name in sorted(given.keys() | about["record"].keys()):
-        if given.get(name) != about["record"].get(name):
+    for name in sorted(given.keys() | found.keys()):
+        if given.get(name) != found.get(name):
             raise UserError(
-                f"{folder} is of a training with {name} {about['record'].get(name)}, not {given.get(name)}; "
+                f"{folder} is of a training with {name} {found.get(name)}, not {given.get(name)}; "
                 "resume with what it began with, or train anew with --overwrite"
             )
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        weights = checkpointer.restore((found[-1] / "weights").absolute())
-    best = _tree(weights["best"], (like.mean, like.state))
-    return _tree(weights["learner"], like), about["history"], (int(about["best_epoch"]), best)
 
 
 def _list(folder: Path) -> list[Path]:

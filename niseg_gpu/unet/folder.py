@@ -17,6 +17,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.io.staged import staged
 from niseg_gpu.unet.config import UNetConfig
 from niseg_gpu.unet.normalise import Normalisation
+from niseg_gpu.unet.weights import BrokenWeights, read_weights, write_weights
 
 FORMAT = "niseg_gpu unet"
 VERSION = 1
@@ -107,7 +108,7 @@ def save_unet(model: UNetModel, path: str | Path, *, overwrite: bool = False) ->
     try:
         with staged(path) as partial:
             partial.mkdir()
-            _save_weights(partial / "weights", weights)
+            about["files"] = write_weights(partial / "weights", weights)
             (partial / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}; give another name") from None
@@ -152,10 +153,14 @@ def load_unet(path: str | Path) -> UNetModel:
         config = UNetConfig.from_mapping(about["config"])
         normalisation = Normalisation.from_mapping(about["normalisation"])
         parts = {name: about[name] for name in ("training", "metrics")}
-        threshold = float(about["threshold"])
+        threshold, files = float(about["threshold"]), dict(about["files"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is a broken unet model: its model.json lacks {error}; {REMEDY}") from None
-    weights = _load_weights(Path(path) / "weights", path)
+    try:
+        weights = read_weights(Path(path) / "weights", files)
+        weights = {name: weights[name] or {} for name in ("params", "state")}
+    except BrokenWeights as error:
+        raise UserError(f"{path} is a broken unet model: its weights can't be read ({error}); {REMEDY}") from None
     _check_shapes(weights, config, path)
     _check_finite(weights, path)
     trees = (unflatten(weights[name]) for name in ("params", "state"))
@@ -181,25 +186,6 @@ def unflatten(arrays: Mapping[str, Any]) -> dict[Any, Any]:
             place = place.setdefault(part, {})
         place[last] = value
     return tree
-
-
-def _save_weights(folder: Path, weights: dict[str, dict[str, np.ndarray]]) -> None:
-    import orbax.checkpoint as ocp
-
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), weights)
-
-
-def _load_weights(folder: Path, path: str | Path) -> dict[str, dict[str, np.ndarray]]:
-    import orbax.checkpoint as ocp
-
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            found = checkpointer.restore(folder.absolute())
-        return {name: found[name] or {} for name in ("params", "state")}
-    except Exception as error:  # Orbax and TensorStore fail in ways of their own; all mean that files are not whole
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise UserError(f"{path} is a broken unet model: its weights can't be read ({reason}); {REMEDY}") from None
 
 
 def _check_shapes(weights: Mapping[str, Mapping[str, np.ndarray]], config: UNetConfig, path: str | Path) -> None:
