@@ -45,6 +45,11 @@ class Cpu(Twin):
         return ""
 
     @property
+    def sums_changes(self) -> bool:
+        """Whether `assign_and_sum` takes ``only_changes``."""
+        return self.kernels == "own"
+
+    @property
     def xp(self) -> Any:
         return np
 

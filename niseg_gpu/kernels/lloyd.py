@@ -78,7 +78,16 @@ def add_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _assign(flat, row_step, feature_step, mean, panel, norms, magic, labels, sums, sizes, tile):  # type: ignore[no-untyped-def]
+def _take_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
+    """Undo `add_row`."""
+    for b in range(tile.shape[0]):
+        row, sums = tile[b, r], total[b]
+        for f in range(row.size):
+            sums[f] -= (np.float64(row[f]) + magic) - magic
+
+
+@njit(nogil=True, cache=True)
+def _assign(flat, row_step, feature_step, mean, panel, norms, magic, labels, only_changes, sums, sizes, tile):  # type: ignore[no-untyped-def]
     products = np.zeros((tile.shape[1], panel.shape[1]), np.float32)
     n, moved, by_rows = labels.size, 0, feature_step == 1
     for start in range(0, n, tile.shape[1]):
@@ -94,15 +103,27 @@ def _assign(flat, row_step, feature_step, mean, panel, norms, magic, labels, sum
             if old < 0:
                 continue
             nearest = _find_nearest(products[r], norms)
-            moved += nearest != old
-            labels[start + r] = nearest
+            if nearest != old:
+                moved += 1
+                labels[start + r] = nearest
+                if only_changes and old < norms.size:
+                    sizes[old] -= 1
+                    _take_row(tile, r, magic, sums[old])
+            elif only_changes:
+                continue
             sizes[nearest] += 1
             add_row(tile, r, magic, sums[nearest])
     return moved
 
 
 def assign_and_sum_cpu(
-    pixels: np.ndarray, *, centroids: np.ndarray, mean: np.ndarray, quantum: float, labels: np.ndarray
+    pixels: np.ndarray,
+    *,
+    centroids: np.ndarray,
+    mean: np.ndarray,
+    quantum: float,
+    labels: np.ndarray,
+    only_changes: bool = False,
 ) -> Sums:
     """Give each pixel its nearest centroid and sum the pixels of each cluster, reading each once.
 
@@ -117,6 +138,9 @@ def assign_and_sum_cpu(
         See `choose_quantum`.
     labels : (n,) int32 ndarray
         Updated in place; of equally near centroids the first. Negative ones stay, their pixels are left out.
+    only_changes : bool
+        Sum the pixels that came to each cluster less those that left it: added to the sums under the old labels, which
+        must be of the same quantum, that is again exact, and few pixels change theirs after the first passes.
 
     Returns
     -------
@@ -129,7 +153,7 @@ def assign_and_sum_cpu(
     sums, sizes = aligned_zeros((k, blocks, width), np.float64), np.zeros(k, np.int64)
     norms = np.einsum("ij,ij->i", centroids, centroids, dtype=np.float64).astype(np.float32)
     panel = _pack(centroids, blocks, width)
-    moved = _assign(flat, *steps, mean, panel, norms, magic_of(quantum), labels, sums, sizes, tile)
+    moved = _assign(flat, *steps, mean, panel, norms, magic_of(quantum), labels, only_changes, sums, sizes, tile)
     return Sums(sums.reshape(k, -1)[:, :features], sizes, int(moved))
 
 

@@ -94,6 +94,11 @@ class Points(ABC):
     def __init__(self, regions: Sequence[Region], *, map_shape: tuple[int, ...], n_features: int) -> None:
         self.regions, self.map_shape, self.n_features = list(regions), map_shape, n_features
 
+    @property
+    @abstractmethod
+    def sums_changes(self) -> bool:
+        """Whether a pass can sum the pixels alone whose labels change."""
+
     @abstractmethod
     def each(self, task: Callable[..., Any], **options: Any) -> Any:
         """Run ``task(part, pixels, **arguments)`` on every part; see `LocalPoints.each`."""
@@ -150,6 +155,10 @@ class LocalPoints(Points):
     @property
     def backend(self) -> Any:
         return next(iter(self.parts.values())).backend
+
+    @property
+    def sums_changes(self) -> bool:
+        return self.backend.sums_changes
 
     def each(
         self,

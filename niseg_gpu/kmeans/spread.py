@@ -11,6 +11,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from niseg_gpu.backend import count_cores
@@ -86,6 +87,10 @@ def _nothing(result: Any) -> None:
     """Ask for a result without bringing it here."""
 
 
+def _sums_changes(group: LocalPoints) -> bool:
+    return group.sums_changes
+
+
 def build_group(
     blocks: Sequence[Any],
     numbers: Sequence[int],
@@ -131,6 +136,12 @@ class SpreadPoints(Points):
     ) -> None:
         super().__init__(regions, **shape)
         self.client, self.groups, self.homes = client, groups, homes
+
+    @cached_property
+    def sums_changes(self) -> bool:
+        """On all workers, which may have different devices."""
+        jobs = [self.client.submit(_sums_changes, group, workers=[w]) for w, group in self.groups.items()]
+        return all(self._collect(jobs))
 
     def each(
         self,
