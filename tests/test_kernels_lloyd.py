@@ -76,19 +76,20 @@ def test_cuts_and_layout_are_not_seen_in_the_result(data) -> None:
 
 @given(st.data())
 def test_sums_of_changes_lead_to_the_sums_of_all(data) -> None:
-    n, features, k = (data.draw(st.integers(1, most)) for most in (300, 40, 9))
+    n, features, k = (data.draw(st.integers(1, most)) for most in (300, 300, 9))
     pixels = make_pixels(n, features, dtype=data.draw(st.sampled_from(DTYPES)), seed=data.draw(st.integers(0, 9)))
     pixels = pixels * np.float32(np.pi) if pixels.dtype == np.float32 else pixels
     centroids, mean = start_of(pixels, k)
     how = {"mean": mean, "quantum": choose_quantum(float(np.abs(pixels.astype(np.float32) - mean).max()), n)}
     labels, again = np.full((2, n), 99, np.int32)
     labels[::7] = again[::7] = -1
-    sums, sizes = np.zeros((k, features)), np.zeros(k, np.int64)
-    for step in range(4):
-        moved = centroids + np.random.default_rng(step).normal(0, 3 * step, centroids.shape).astype(np.float32)
-        whole = CPU.assign_and_sum(pixels, centroids=moved, labels=again, **how)
-        changes = CPU.assign_and_sum(pixels, centroids=moved, labels=labels, **how, only_changes=True)
-        sums, sizes = sums + changes.sums, sizes + changes.sizes
+    sums, sizes, before, memory = np.zeros((k, features)), np.zeros(k, np.int64), None, {}
+    for step in range(6):
+        noise = np.random.default_rng(step).normal(0, data.draw(st.sampled_from([0, 1e-4, 0.1, 9])), centroids.shape)
+        centroids = (centroids + noise).astype(np.float32)
+        whole = CPU.assign_and_sum(pixels, centroids=centroids, labels=again, **how)
+        changes = CPU.assign_and_sum(pixels, centroids=centroids, labels=labels, **how, before=before, memory=memory)
+        sums, sizes, before = sums + changes.sums, sizes + changes.sizes, centroids
         np.testing.assert_array_equal(labels, again)
         assert sums.tobytes() == whole.sums.tobytes() and sizes.tolist() == whole.sizes.tolist()
         assert changes.moved == whole.moved and (step or changes.moved == (labels >= 0).sum())

@@ -46,7 +46,7 @@ class Cpu(Twin):
 
     @property
     def sums_changes(self) -> bool:
-        """Whether `assign_and_sum` takes ``only_changes``."""
+        """Whether `assign_and_sum` takes ``before`` and ``memory``."""
         return self.kernels == "own"
 
     @property

@@ -7,7 +7,7 @@ another file has changed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,19 @@ class _KernelCache(FunctionCache):
         return (*super()._index_key(sig, codegen), hash_sources())
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function for each signature it is called with, without the interpreter's lock, and keep the result."""
-    dispatcher = njit(nogil=True)(function)
+def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile a function for each signature it is called with, without the interpreter's lock, and keep the result.
+
+    Parameters
+    ----------
+    function : callable, optional
+        Without it a decorator with the options is returned.
+    **options
+        For numba, such as ``fastmath``.
+    """
+    if function is None:
+        return partial(compiled, **options)
+    dispatcher = njit(nogil=True, **options)(function)
     dispatcher._cache = _KernelCache(function)
     return dispatcher
 

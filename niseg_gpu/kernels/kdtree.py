@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from niseg_gpu.kernels.compiled import compiled
 
 LEAF_POINTS = 16  # at most; few enough to look at all of them
 
@@ -55,7 +56,7 @@ def build_tree(points: np.ndarray) -> Tree:
     return Tree(points.T.copy(), numbers, boxes, axis, border, np.append(bounds[nodes // 2 :, 0], len(points)))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _split(points, numbers, boxes, axis, bounds):  # type: ignore[no-untyped-def]
     """Order points into leaves: each node's are halved at the median along the longest side of their box."""
     nodes, features = boxes.shape[:2]
@@ -78,7 +79,7 @@ def _split(points, numbers, boxes, axis, bounds):  # type: ignore[no-untyped-def
             bounds[2 * node + 2, 0], bounds[2 * node + 2, 1] = middle, stop
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _select(points, numbers, left, right, middle, axis):  # type: ignore[no-untyped-def]
     """Hoare's selection: what lies before `middle` is no larger along `axis`, what lies behind no smaller."""
     while left < right:
@@ -103,7 +104,7 @@ def _select(points, numbers, left, right, middle, axis):  # type: ignore[no-unty
             return
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def search_tree(tree, query, n_neighbors, squared, places):  # type: ignore[no-untyped-def]
     """Fill the squared distances of a query's nearest points, nearest first, and their places in the leaves' order.
 
@@ -152,7 +153,7 @@ def search_tree(tree, query, n_neighbors, squared, places):  # type: ignore[no-u
             squared[place], places[place] = away[i], first + i
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _to_box(boxes, node, query):  # type: ignore[no-untyped-def]
     squared = 0.0
     for f in range(len(query)):

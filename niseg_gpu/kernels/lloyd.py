@@ -12,18 +12,28 @@ a power of two so chosen that no sum needs more than 52 bit; then the order of a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import njit
 
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.kernels.exact import Sums
-from niseg_gpu.kernels.tiles import LINE, aligned_zeros, empty_tile, flatten, gather_rows
+from niseg_gpu.kernels.margins import (
+    MARGINS,
+    NORM,
+    Doubt,
+    choose_pixels,
+    make_margins,
+    measure_doubt,
+    measure_shift,
+    note_margin,
+    square_row,
+)
+from niseg_gpu.kernels.tiles import LINE, aligned_zeros, empty_tile, flatten, gather_listed, gather_rows
 from niseg_gpu.kernels.vectors import CENTROIDS, multiply_3x4, multiply_4x3, multiply_6x2, multiply_12x1, prefetch
 
-FAST = {"reassoc", "contract", "nsz"}  # lets the compiler sum in lanes, in the same order each time
 
-
-@njit(nogil=True, cache=True)
+@compiled
 def _ask(flat, origin, step, length, first, end):  # type: ignore[no-untyped-def]
     """Have some lines of `length` values, `step` apart, brought to the cache."""
     for i in range(first, end):
@@ -31,7 +41,7 @@ def _ask(flat, origin, step, length, first, end):  # type: ignore[no-untyped-def
             prefetch(flat, origin + i * step + j)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _multiply(tile, rows, panel, k, products):  # type: ignore[no-untyped-def]
     """Products of a tile's pixels with all `k` centroids, four at a time, then those left over with more pixels."""
     blocks, tile_rows, width = tile.shape
@@ -55,7 +65,7 @@ def _multiply(tile, rows, panel, k, products):  # type: ignore[no-untyped-def]
                     multiply_12x1(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
 
 
-@njit(nogil=True, fastmath={"nnan", "nsz", "contract"}, cache=True)
+@compiled(fastmath={"nnan", "nsz", "contract"})
 def _find_nearest(products, norms):  # type: ignore[no-untyped-def]
     """The first of the nearest centroids; `products` becomes the squared distances but for the pixel's own square."""
     least = np.float32(np.inf)
@@ -68,7 +78,7 @@ def _find_nearest(products, norms):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def add_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
     """Add a row in float64; adding `magic` and taking it off again rounds to the quantum."""
     for b in range(tile.shape[0]):
@@ -77,7 +87,7 @@ def add_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
             sums[f] += (np.float64(row[f]) + magic) - magic
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _take_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
     """Undo `add_row`."""
     for b in range(tile.shape[0]):
@@ -86,33 +96,60 @@ def _take_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
             sums[f] -= (np.float64(row[f]) + magic) - magic
 
 
-@njit(nogil=True, cache=True)
-def _assign(flat, row_step, feature_step, mean, panel, norms, magic, labels, only_changes, sums, sizes, tile):  # type: ignore[no-untyped-def]
+@compiled
+def _settle(tile, r, i, nearest, magic, labels, only_changes, sums, sizes):  # type: ignore[no-untyped-def]
+    """Label a pixel and add it to the sums, or to their changes; return whether its label is new."""
+    old = labels[i]
+    if nearest == old and only_changes:
+        return 0
+    labels[i] = nearest
+    sizes[nearest] += 1
+    add_row(tile, r, magic, sums[nearest])
+    if nearest != old and only_changes and old < sizes.size:
+        sizes[old] -= 1
+        _take_row(tile, r, magic, sums[old])
+    return int(nearest != old)
+
+
+@compiled
+def _assign_frames(flat, row_step, feature_step, mean, panel, norms, magic, labels, only_changes, sums, sizes, tile):  # type: ignore[no-untyped-def]
+    """Pixels whose features lie apart: whole tiles of them, one after another."""
     products = np.zeros((tile.shape[1], panel.shape[1]), np.float32)
-    n, moved, by_rows = labels.size, 0, feature_step == 1
+    n, moved = labels.size, 0
     for start in range(0, n, tile.shape[1]):
         rows = min(tile.shape[1], n - start)
         gather_rows(flat, start * row_step, row_step, feature_step, rows, mean, tile)
         _multiply(tile, rows, panel, norms.size, products)
         next_tile, ahead = (start + rows) * row_step, min(tile.shape[1], n - start - rows)
-        # the next tile's lines: of pixels, or of one feature each
-        lines, step, length = (ahead, row_step, mean.size) if by_rows else (mean.size, feature_step, ahead)
         for r in range(rows):
-            _ask(flat, next_tile, step, length, lines * r // rows, lines * (r + 1) // rows)
-            old = labels[start + r]
-            if old < 0:
-                continue
+            _ask(flat, next_tile, feature_step, ahead, mean.size * r // rows, mean.size * (r + 1) // rows)
+            if labels[start + r] >= 0:
+                nearest = _find_nearest(products[r], norms)
+                moved += _settle(tile, r, start + r, nearest, magic, labels, only_changes, sums, sizes)
+    return moved
+
+
+@compiled
+def _assign_rows(
+    flat, row_step, mean, panel, norms, magic, labels, only_changes, sums, sizes, tile, wanted, margins, doubt
+):  # type: ignore[no-untyped-def]
+    """Pixels whose features lie together: those wanted, wherever they are."""
+    products = np.zeros((tile.shape[1], panel.shape[1]), np.float32)
+    n, moved = wanted.size, 0
+    for start in range(0, n, tile.shape[1]):
+        rows = min(tile.shape[1], n - start)
+        gather_listed(flat, row_step, wanted, start, rows, mean, tile)
+        _multiply(tile, rows, panel, norms.size, products)
+        for r in range(rows):
+            ahead, i = start + tile.shape[1] + r, wanted[start + r]
+            if ahead < n:
+                _ask(flat, wanted[ahead] * row_step, 0, mean.size, 0, 1)
             nearest = _find_nearest(products[r], norms)
-            if nearest != old:
-                moved += 1
-                labels[start + r] = nearest
-                if only_changes and old < norms.size:
-                    sizes[old] -= 1
-                    _take_row(tile, r, magic, sums[old])
-            elif only_changes:
-                continue
-            sizes[nearest] += 1
-            add_row(tile, r, magic, sums[nearest])
+            if margins.size:
+                if not only_changes:
+                    margins[NORM, i] = np.sqrt(square_row(tile, r)) * (1 + 2.0**-22)
+                note_margin(margins, i, products[r], nearest, *doubt)
+            moved += _settle(tile, r, i, nearest, magic, labels, only_changes, sums, sizes)
     return moved
 
 
@@ -123,9 +160,10 @@ def assign_and_sum_cpu(
     mean: np.ndarray,
     quantum: float,
     labels: np.ndarray,
-    only_changes: bool = False,
+    before: np.ndarray | None = None,
+    memory: dict[str, Any] | None = None,
 ) -> Sums:
-    """Give each pixel its nearest centroid and sum the pixels of each cluster, reading each once.
+    """Give each pixel its nearest centroid and sum the pixels of each cluster, reading each once at most.
 
     Parameters
     ----------
@@ -138,9 +176,12 @@ def assign_and_sum_cpu(
         See `choose_quantum`.
     labels : (n,) int32 ndarray
         Updated in place; of equally near centroids the first. Negative ones stay, their pixels are left out.
-    only_changes : bool
-        Sum the pixels that came to each cluster less those that left it: added to the sums under the old labels, which
-        must be of the same quantum, that is again exact, and few pixels change theirs after the first passes.
+    before : (k, features) float32 ndarray, optional
+        The centroids that the labels were given by, with the same mean and quantum. The sums are then of the pixels
+        that came to each cluster less those that left it: added to the sums under the old labels, that is again exact.
+    memory : dict, optional
+        Of these pixels alone, from pass to pass. Of what one pass leaves there the next one sees which pixels can't
+        have changed, and does not read them.
 
     Returns
     -------
@@ -153,8 +194,37 @@ def assign_and_sum_cpu(
     sums, sizes = aligned_zeros((k, blocks, width), np.float64), np.zeros(k, np.int64)
     norms = np.einsum("ij,ij->i", centroids, centroids, dtype=np.float64).astype(np.float32)
     panel = _pack(centroids, blocks, width)
-    moved = _assign(flat, *steps, mean, panel, norms, magic_of(quantum), labels, only_changes, sums, sizes, tile)
+    memory = {} if memory is None else memory
+    how = mean, panel, norms, magic_of(quantum), labels, before is not None, sums, sizes, tile
+    if steps[1] == 1:
+        doubt = measure_doubt(centroids, blocks=blocks, width=width)
+        wanted, margins = _choose(pixels, steps, centroids, labels, before, memory, doubt)
+        moved = _assign_rows(flat, steps[0], *how, wanted, margins, tuple(doubt))
+    else:
+        memory.clear()
+        moved = _assign_frames(flat, *steps, *how)
     return Sums(sums.reshape(k, -1)[:, :features], sizes, int(moved))
+
+
+def _choose(
+    pixels: np.ndarray,
+    steps: list[int],
+    centroids: np.ndarray,
+    labels: np.ndarray,
+    before: np.ndarray | None,
+    memory: dict[str, Any],
+    doubt: Doubt,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the pixels to look at, and where to note their margins."""
+    if before is None:
+        memory["margins"] = make_margins(pixels, steps=(steps[0], steps[1])) if len(centroids) > 1 else None
+    margins = memory.get("margins")
+    if margins is None or before is None:
+        wanted = np.flatnonzero(labels >= 0)
+    else:
+        wanted = np.empty(labels.size, np.int64)
+        wanted = wanted[: choose_pixels(labels, margins, *measure_shift(before, centroids), *doubt, wanted)]
+    return wanted, np.empty((MARGINS, 0), np.float32) if margins is None else margins
 
 
 def magic_of(quantum: float) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-from niseg_gpu.kernels.lloyd import FAST, add_row, magic_of
-from niseg_gpu.kernels.tiles import aligned_zeros, empty_tile, flatten, gather_rows
+from niseg_gpu.kernels.compiled import compiled
+from niseg_gpu.kernels.lloyd import add_row, magic_of
+from niseg_gpu.kernels.margins import square_row
+from niseg_gpu.kernels.tiles import FAST, aligned_zeros, empty_tile, flatten, gather_rows
 from niseg_gpu.kernels.vectors import SIDE, widen_range
 
 
@@ -28,7 +29,7 @@ class Bounds(NamedTuple):
     high: Any
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
+@compiled(fastmath=FAST)
 def _is_finite(tile, r):  # type: ignore[no-untyped-def]
     nothing = np.float32(0)
     for b in range(tile.shape[0]):
@@ -38,7 +39,7 @@ def _is_finite(tile, r):  # type: ignore[no-untyped-def]
     return nothing == 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _widen(tile, r, low, high):  # type: ignore[no-untyped-def]
     values, (blocks, rows, width) = tile.reshape(-1), tile.shape
     for b in range(blocks):
@@ -46,7 +47,7 @@ def _widen(tile, r, low, high):  # type: ignore[no-untyped-def]
             widen_range(values, (b * rows + r) * width + f, low, high, b * width + f)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find_bounds(flat, row_step, feature_step, zeros, valid, low, high, tile):  # type: ignore[no-untyped-def]
     for start in range(0, valid.size, tile.shape[1]):
         rows = min(tile.shape[1], valid.size - start)
@@ -72,17 +73,7 @@ def find_bounds_cpu(pixels: np.ndarray) -> Bounds:
     return Bounds(valid, low[:features], high[:features])
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
-def _square(tile, r):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for b in range(tile.shape[0]):
-        row = tile[b, r]
-        for f in range(row.size):
-            total += np.float64(row[f]) * np.float64(row[f])
-    return total
-
-
-@njit(nogil=True, cache=True)
+@compiled
 def _sum_moments(flat, row_step, feature_step, centre, labels, magic, square_magic, sums, tile):  # type: ignore[no-untyped-def]
     squares = 0.0
     for start in range(0, labels.size, tile.shape[1]):
@@ -91,7 +82,7 @@ def _sum_moments(flat, row_step, feature_step, centre, labels, magic, square_mag
         for r in range(rows):
             if labels[start + r] >= 0:
                 add_row(tile, r, magic, sums)
-                squares += (_square(tile, r) + square_magic) - square_magic
+                squares += (square_row(tile, r) + square_magic) - square_magic
     return squares
 
 
@@ -121,7 +112,7 @@ def sum_moments_cpu(
     return sums.ravel()[: centre.size], float(squares)
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
+@compiled(fastmath=FAST)
 def _distance(tile, r, point):  # type: ignore[no-untyped-def]
     total = np.float32(0)
     for b in range(tile.shape[0]):
@@ -133,7 +124,7 @@ def _distance(tile, r, point):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _measure_distances(flat, row_step, feature_step, mean, points, distances, tile):  # type: ignore[no-untyped-def]
     n = distances.shape[1]
     for start in range(0, n, tile.shape[1]):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from niseg_gpu.kernels.compiled import compiled
 
-@numba.njit(nogil=True, cache=True)
+
+@compiled
 def _correct_window(counts, out, first, last, triggers, scale):
     pixels = counts.shape[1]
     earlier = np.zeros(pixels, np.float32)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from niseg_gpu.kernels.compiled import compiled
 
-@numba.njit(nogil=True, cache=True)
+
+@compiled
 def _sum_rows(rows, labels, sums):
     for i in range(rows.shape[0]):
         total = sums[labels[i]]

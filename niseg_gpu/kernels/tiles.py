@@ -6,18 +6,19 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.kernels.vectors import SIDE, turn_square
 
 FEATURES = 768  # of a block, summed in one go
 TILE_BYTES = 128 * 1024  # twice that where features lie far apart, for longer runs of pixels
 LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of 24, so that rows go by 3, 4, 6, 8 and 12
 LINE = 64  # bytes
+FAST = {"reassoc", "contract", "nsz"}  # lets the compiler sum in lanes, in the same order each time
 DTYPES = frozenset(np.dtype(t) for t in ("float32", "uint16", "int16", "uint8"))  # read as they are
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather_rows(flat, origin, row_step, feature_step, rows, mean, tile):  # type: ignore[no-untyped-def]
     """Bring some pixels into a tile (blocks, rows, features of a block), in float32 and less the mean."""
     blocks, tile_rows, width = tile.shape
@@ -41,6 +42,19 @@ def gather_rows(flat, origin, row_step, feature_step, rows, mean, tile):  # type
         for f in range(n):
             for r in range(0 if f >= whole else whole_rows, rows):
                 tile[b, r, f] = np.float32(flat[origin + (first + f) * feature_step + r * row_step]) - mean[first + f]
+
+
+@compiled
+def gather_listed(flat, row_step, numbers, first, rows, mean, tile):  # type: ignore[no-untyped-def]
+    """The same of the pixels with the numbers from ``numbers[first]`` on, whose features lie together."""
+    for b in range(tile.shape[0]):
+        before = b * tile.shape[2]
+        n = min(tile.shape[2], mean.size - before)
+        for r in range(rows):
+            start = numbers[first + r] * row_step + before
+            pixel, row, offsets = flat[start : start + n], tile[b, r], mean[before : before + n]
+            for f in range(n):
+                row[f] = np.float32(pixel[f]) - offsets[f]
 
 
 def empty_tile(features: int, *, by_rows: bool = True) -> np.ndarray:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.kernels.vectors import SIDE, turn_square
 
 TILE_PIXELS, TILE_BINS = 128, 128
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _transpose(flat, bins, pixels, zeros, rows, row_step):  # type: ignore[no-untyped-def]
     """Values lie in `flat` bin by bin, and go to `rows` pixel by pixel, `row_step` apart; `zeros` for every bin."""
     whole_pixels, whole_bins = pixels // SIDE * SIDE, bins // SIDE * SIDE

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.kernels.kdtree import LEAF_POINTS, Tree, build_tree, search_tree
 
 BUNCH = 32  # queries, at most
@@ -116,7 +116,7 @@ class _Desk(NamedTuple):
     bins: np.ndarray
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _make_desk(features, room):  # type: ignore[no-untyped-def]
     return _Desk(
         np.empty((features, room)),
@@ -130,7 +130,7 @@ def _make_desk(features, room):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _vote(tree, size, spots, first, before, queries, n_neighbors, by_distance, votes):  # type: ignore[no-untyped-def]
     """Bunch by bunch; `votes` (m, 2) is filled with those for spots and against."""
     features, piles = tree.points.shape
@@ -171,7 +171,7 @@ def _vote(tree, size, spots, first, before, queries, n_neighbors, by_distance, v
         start = stop
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _order_by_leaf(tree, queries):  # type: ignore[no-untyped-def]
     """Number the leaf, or the few leaves together, that each query falls into; order queries by it."""
     first_leaf, merged = len(tree.axis) // 2, 0
@@ -200,7 +200,7 @@ def _order_by_leaf(tree, queries):  # type: ignore[no-untyped-def]
     return leaf, order
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _bound_bunch(queries, order, start, stop, box):  # type: ignore[no-untyped-def]
     """Fill the box around a bunch, bring the query nearest to its middle to the front; return the box's diagonal."""
     diagonal = 0.0
@@ -221,7 +221,7 @@ def _bound_bunch(queries, order, start, stop, box):  # type: ignore[no-untyped-d
     return np.sqrt(diagonal)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _halve(queries, order, start, stop, box):  # type: ignore[no-untyped-def]
     """Bring the queries in the lower half of the box's longest side to the front; return how far they reach."""
     widest = 0
@@ -236,7 +236,7 @@ def _halve(queries, order, start, stop, box):  # type: ignore[no-untyped-def]
     return start
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _gather(tree, box, limit, most, gathered, places):  # type: ignore[no-untyped-def]
     """Copy all points whose squared distance from the box is at most `limit`; return how many, -1 for too many.
 
@@ -271,7 +271,7 @@ def _gather(tree, box, limit, most, gathered, places):  # type: ignore[no-untype
     return number
 
 
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # or the least of many is not found side by side
+@compiled(fastmath={"nnan", "nsz"})  # or the least of many is not found side by side
 def _keep_close(desk, gathered, query, limit, n_neighbors):  # type: ignore[no-untyped-def]
     """Keep what is at most `limit` from the query, of one neighbour only what is nearest; return how many points."""
     away = desk.away
@@ -293,7 +293,7 @@ def _keep_close(desk, gathered, query, limit, n_neighbors):  # type: ignore[no-u
     return number
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sort_close(desk, number, limit, n_neighbors, size, numbers):  # type: ignore[no-untyped-def]
     """Sort what is close by (distance, number), roughly in bins, then by insertion; return False for too few votes."""
     close, close_places, nearest, places, bins = desk[3:]
@@ -326,7 +326,7 @@ def _sort_close(desk, number, limit, n_neighbors, size, numbers):  # type: ignor
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count(desk, numbers, size, spots, first, before, n_neighbors, by_distance, votes, query):  # type: ignore[no-untyped-def]
     """Fill the votes of the nearest points, of the last pile only as many as still make them up; return the last."""
     for_spots, against, left, i = 0.0, 0.0, n_neighbors, -1

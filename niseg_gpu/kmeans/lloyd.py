@@ -122,25 +122,39 @@ def run_lloyd(points: Any, measure: Measure, *, start: np.ndarray, max_iter: int
     """
     points.each(forget_labels, reading=False)
     limit = tol * measure.variance
-    under, found, n_iter, shift = start, None, 0, math.inf
+    under, known, n_iter, shift = start, None, 0, math.inf
     while n_iter < max_iter and shift > limit:
         n_iter += 1
-        found = assign(points, measure, under, before=found)
+        found = assign(points, measure, under, known=known)
         centroids = _move(points, measure, under, found)
         if found.moved == 0:
             return _finish(measure, centroids, under, found, n_iter)
         shift = float(np.sum((centroids.astype(np.float64) - under) ** 2))
-        under = centroids
-    return _finish(measure, under, under, assign(points, measure, under, before=found), n_iter)
+        under, known = centroids, (under, found)
+    return _finish(measure, under, under, assign(points, measure, under, known=known), n_iter)
 
 
-def assign(points: Any, measure: Measure, centroids: np.ndarray, *, before: Sums | None = None) -> Sums:
-    """Give every pixel its nearest centroid; sum the pixels of each, from the sums `before` where that saves work."""
+def assign(
+    points: Any, measure: Measure, centroids: np.ndarray, *, known: tuple[np.ndarray, Sums] | None = None
+) -> Sums:
+    """Give every pixel its nearest centroid; sum the pixels of each.
+
+    Parameters
+    ----------
+    points : LocalPoints or SpreadPoints
+    measure : Measure
+    centroids : (k, features) float32 ndarray
+        Less the mean.
+    known : (ndarray, Sums), optional
+        The centroids that the last pass over these points was with, and its sums: where that saves work, only what
+        changes is summed.
+    """
     how = {"merge": _add, "centroids": centroids, "mean": measure.mean, "quantum": measure.quantum}
-    if before is None or not points.sums_changes:
+    if known is None or not points.sums_changes:
         return points.each(assign_and_sum, **how)
-    changes = points.each(assign_and_sum, **how, only_changes=True)
-    return Sums(before.sums + changes.sums, before.sizes + changes.sizes, changes.moved)
+    before, sums = known
+    changes = points.each(assign_and_sum, **how, before=before)
+    return Sums(sums.sums + changes.sums, sums.sizes + changes.sizes, changes.moved)
 
 
 def _finish(measure: Measure, centroids: np.ndarray, under: np.ndarray, found: Sums, n_iter: int) -> Fit:
@@ -201,6 +215,8 @@ def forget_labels(part: Part, pixels: Any) -> None:
 
 def assign_and_sum(part: Part, pixels: Any, **how: Any) -> Sums:
     backend = part.backend
+    if backend.sums_changes:
+        how["memory"] = part.memory
     found = backend.assign_and_sum(pixels, labels=part.labels, **how)
     return Sums(backend.to_host(found.sums), backend.to_host(found.sizes), found.moved)
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -47,6 +47,8 @@ class Part:
         Whether what is read stays in the memory of the device.
     hold : bool
         Whether it stays in the host's, where the device has one of its own.
+    memory : dict
+        What a pass leaves for the next one.
     """
 
     number: int
@@ -59,6 +61,7 @@ class Part:
     hold: bool = False
     block: Any = None
     held: Any = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_near(self) -> bool:
