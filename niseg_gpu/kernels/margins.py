@@ -24,6 +24,7 @@ from niseg_gpu.kernels.tiles import FAST
 from niseg_gpu.kernels.vectors import SIDE
 
 ROUNDING = 2.0**-24  # of float32, relative
+CANCELLED = 2.0**-40  # more than float64 can lose of the squared distance of two ways
 MARGINS = 3  # float32 values a pixel
 LEAST_SHARE = 20  # they must take no more than one part in so many of the pixels' memory
 LEAD, REST, NORM = range(MARGINS)
@@ -69,8 +70,10 @@ def measure_shift(before: np.ndarray, now: np.ndarray) -> Shift:
     grown = np.sum(now**2, axis=1) - np.sum(before**2, axis=1)
     crossed = before @ ways.T  # of a's place and b's way
     known = grown[None, :] - grown[:, None] - 2 * (crossed - np.diagonal(crossed)[:, None])
-    apart = np.array([np.sqrt(np.sum((ways - way) ** 2, axis=1)) for way in ways])  # row by row, for the memory
-    return Shift(known, 2 * apart, np.sqrt(np.sum(ways**2, axis=1)))
+    lengths = np.sum(ways**2, axis=1)
+    both = lengths[:, None] + lengths
+    apart = np.sqrt(np.maximum(both - 2 * ways @ ways.T, 0) + CANCELLED * both)
+    return Shift(known, 2 * apart, np.sqrt(lengths))
 
 
 class Doubt(NamedTuple):

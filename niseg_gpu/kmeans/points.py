@@ -21,7 +21,7 @@ import numpy as np
 
 Region = tuple[slice, ...]
 PART_BYTES = 32 * 2**20
-LEAST_PART_BYTES = 2**20
+LEAST_PART_BYTES = 2**23  # of less, threads cost more than they save
 READERS = 2  # threads that read ahead
 
 
@@ -208,10 +208,11 @@ class LocalPoints(Points):
                     else:
                         merged[:] = [merge(merged[0], result) if merged else result]
 
-        if self.workers == 1 and not feed.unread:
+        workers = min(self.workers, len(numbers))
+        if workers == 1 and not feed.unread:
             work()
         else:
-            _run_threads(feed, work, self.workers)
+            _run_threads(feed, work, workers)
         return merged[0] if merge is not None else [results[i] for i in numbers]
 
     def _bring(self, held: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, Any]]:
