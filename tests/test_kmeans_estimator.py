@@ -28,6 +28,7 @@ from niseg_gpu.io.open import open_stack
 from niseg_gpu.kmeans import points as points_module
 from niseg_gpu.kmeans.arrays import open_points
 from niseg_gpu.kmeans.estimator import KMeans
+from niseg_gpu.kmeans.lloyd import measure_points, run_lloyd
 from niseg_gpu.kmeans.points import cut_map
 from niseg_gpu.pipeline.api import apply_steps
 
@@ -125,6 +126,20 @@ def test_parts_far_smaller_than_the_data_give_the_same(monkeypatch) -> None:
         monkeypatch.setattr(points_module.choose_part_bytes, "__kwdefaults__", {"most": most})
         assert len(open_points(data).regions) > 5
         assert bytes_of(KMeans(7, init=start).fit(data)) == bytes_of(whole)
+
+
+def test_only_pixels_that_stay_in_memory_are_remembered() -> None:
+    data = clustered(features=90)
+    lazy = da.from_array(data, chunks=(250, -1))
+    points = open_points(lazy, memory_budget=900_000)
+    measure = measure_points(points)
+    run_lloyd(points, measure, start=data[:5] - measure.mean, max_iter=4, tol=0)
+    kept = [part for part in points.parts.values() if part.is_near]
+    assert 0 < len(kept) < len(points.parts)
+    assert all(part.memory["margins"].shape == (3, len(part.labels)) for part in kept)
+    assert not any(part.memory for part in points.parts.values() if not part.is_near)
+    whole = KMeans(5, random_state=0).fit(data)
+    assert bytes_of(KMeans(5, random_state=0, memory_budget=900_000).fit(lazy)) == bytes_of(whole)
 
 
 def test_it_follows_the_conventions_of_sklearn() -> None:

@@ -13,6 +13,7 @@ from niseg_gpu.kernels.bus import ROOMS
 from niseg_gpu.kmeans.points import PART_BYTES, READERS, LocalPoints, Part, Points, Region, choose_part_bytes, cut_map
 
 SPARE = 0.1  # of the budget, for what is small
+MEMORY_SHARE = 0.05  # of what is kept, for what a pass leaves for the next one
 HOST_SHARE = 0.5  # of the host's memory, for what a GPU has no room for
 
 
@@ -139,6 +140,6 @@ def _open_lazy(
     part_bytes = choose_part_bytes(pixels * pixel_bytes, workers=workers, most=min(PART_BYTES, left // (2 * at_once)))
     chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis]
     regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
-    keep = left - at_once * part_bytes
+    keep = int((left - at_once * part_bytes) * (1 - MEMORY_SHARE))
     hold = int(CPU.count_memory() * HOST_SHARE) if backend.has_bus else 0
     return _hold_parts(array, axis, regions, backend=backend, keep_bytes=keep, hold_bytes=hold, workers=workers)

@@ -215,7 +215,7 @@ def forget_labels(part: Part, pixels: Any) -> None:
 
 def assign_and_sum(part: Part, pixels: Any, **how: Any) -> Sums:
     backend = part.backend
-    if backend.sums_changes:
+    if backend.sums_changes and part.is_near:  # of what is read anew each time, reading takes longest
         how["memory"] = part.memory
     found = backend.assign_and_sum(pixels, labels=part.labels, **how)
     return Sums(backend.to_host(found.sums), backend.to_host(found.sizes), found.moved)
