@@ -20,10 +20,12 @@ NAMES = {
     "residual": "f − median of 3 × 3",
     "abs_residual": "|f − median of 3 × 3|",
     "residual5": "f − median of 5 × 5",
+    "poisson_residual": "(f − median of 5 × 5) / √median",
     "local_mean": "mean of 3 × 3",
     "gradient": "length of the gradient",
 }
-SPREADING = ("residual", "abs_residual", "residual5", "gradient")  # most near 0, spots far away: no even scale fits
+# most near 0, spots far away: no even scale fits
+SPREADING = ("residual", "abs_residual", "residual5", "poisson_residual", "gradient")
 REGION_COLOUR = "#E4572E"  # stands out from the greens and blues of the counts in light and dark
 TINT = 0.2
 

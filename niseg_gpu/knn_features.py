@@ -48,8 +48,9 @@ def compute_features(image: Any, names: Sequence[str], *, median: Median | None 
     image : (..., Y, X) array
     names : sequence of str
         Of `FEATURES`: ``value`` f, ``residual`` f - m3, ``abs_residual`` ``|f - m3|``, ``residual5`` f - m5, where m3
-        and m5 are medians of 3 x 3 and 5 x 5 pixels; ``local_mean``, the mean of 3 x 3 pixels; ``gradient``, the
-        length of (f(x + 1) - f(x - 1), f(y + 1) - f(y - 1)) / 2.
+        and m5 are medians of 3 x 3 and 5 x 5 pixels; ``poisson_residual``, f - m5 over the root of m5 (of 1 at least),
+        what counts are expected to vary by; ``local_mean``, the mean of 3 x 3 pixels; ``gradient``, the length of
+        (f(x + 1) - f(x - 1), f(y + 1) - f(y - 1)) / 2.
     median : callable, optional
         As `running_median` gives it, to share what it has computed.
 
@@ -96,6 +97,11 @@ def _residual5(values: Any, median: Median) -> Any:
     return values - median(5)
 
 
+def _poisson_residual(values: Any, median: Median) -> Any:
+    xp = backend_of(values).xp
+    return (values - median(5)) / xp.sqrt(xp.maximum(median(5), np.float32(1)))
+
+
 def _local_mean(values: Any, median: Median) -> Any:
     # added one after the other: the same rounding on both devices
     total = _shifted(values, -1, -1)
@@ -125,6 +131,7 @@ FEATURES: dict[str, Feature] = {
     "residual": Feature(_residual, 1),
     "abs_residual": Feature(_abs_residual, 1),
     "residual5": Feature(_residual5, 2),
+    "poisson_residual": Feature(_poisson_residual, 2),
     "local_mean": Feature(_local_mean, 1),
     "gradient": Feature(_gradient, 1),
 }

@@ -76,7 +76,8 @@ def fit_knn(
     masks : (..., Y, X) array or sequence of such
         One for each of `images`, of its shape: 0 for background, any one other value for spots.
     features : sequence of str
-        What to look at in each pixel: value, residual, abs_residual, residual5, local_mean, gradient.
+        What to look at in each pixel: value, residual, abs_residual, residual5, poisson_residual, local_mean,
+        gradient.
     standardise : bool
         Give every feature mean 0 and variance 1 over the training set; else distances are taken between raw features.
     n_neighbors : int

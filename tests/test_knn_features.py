@@ -17,6 +17,7 @@ EXPECTED = {
     "residual": lambda f: f - median_filter(f, 3, mode="nearest"),
     "abs_residual": lambda f: np.abs(f - median_filter(f, 3, mode="nearest")),
     "residual5": lambda f: f - median_filter(f, 5, mode="nearest"),
+    "poisson_residual": lambda f: (f - (m := median_filter(f, 5, mode="nearest"))) / np.sqrt(np.maximum(m, 1)),
     "local_mean": lambda f: uniform_filter(f, 3, mode="nearest"),
     "gradient": lambda f: np.hypot(*(correlate1d(f, [-0.5, 0, 0.5], axis=a, mode="nearest") for a in (0, 1))),
 }

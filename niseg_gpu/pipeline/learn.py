@@ -88,7 +88,8 @@ def train_unet(
     block, attention, norm, output
         See `niseg_gpu.unet.config.UNetConfig`.
     channels : list of str
-        What the network is shown: value, or residual, abs_residual, residual5, local_mean, gradient.
+        What the network is shown: value, or residual, abs_residual, residual5, poisson_residual, local_mean,
+        gradient.
     robust : bool
         Normalise by the median and the median distance from it, which spots do not move.
     compress : bool
