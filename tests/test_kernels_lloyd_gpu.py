@@ -284,6 +284,7 @@ if __name__ == "__main__":
     warnings.filterwarnings("error")
     # threads beyond the last feature add up what nobody looks at
     warnings.filterwarnings("ignore", ".*encountered in (scalar add|scalar subtract|cast|add)", RuntimeWarning)
+    warnings.filterwarnings("ignore", "The 'generic' unit for NumPy", DeprecationWarning)  # numba-cuda on NumPy 2.5
     if sys.argv[1] == "compile":
         sys.exit(compile_kernel(sys.argv[2]))
     globals()[f"check_{sys.argv[1]}"]()
