@@ -102,6 +102,27 @@ def test_jax_gets_what_begins_where_xla_needs_it(monkeypatch: pytest.MonkeyPatch
     assert [twin.to_jax(Block(ptr)) for ptr in (0x400, 0x402, 0x404, 0x410)] == [0x400, 0x200, 0x200, 0x200]
 
 
+def test_what_comes_from_jax_is_cupys_own_before_jax_may_have_its_memory_back() -> None:
+    log = []
+
+    class Theirs:
+        def copy(self) -> str:
+            log.append("copy")
+            return "ours"
+
+        def __del__(self) -> None:
+            log.append("given back")
+
+    stream = SimpleNamespace(synchronize=lambda: log.append("wait"))
+    twin = Gpu()
+    vars(twin).update(
+        xp=SimpleNamespace(from_dlpack=lambda array: array, cuda=SimpleNamespace(get_current_stream=lambda: stream))
+    )
+    theirs = [Theirs()]
+    assert twin.from_jax(theirs.pop()) == "ours"
+    assert log == ["copy", "wait", "given back"]
+
+
 @pytest.mark.gpu
 def test_frames_go_to_jax_from_any_place(backend) -> None:
     frames = np.random.default_rng(1).integers(0, 30000, (3, 7, 9)).astype(np.uint16)

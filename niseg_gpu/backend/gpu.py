@@ -244,7 +244,10 @@ class Gpu(Twin):
         return start_jax(cpu_model()).dlpack.from_dlpack(block)
 
     def from_jax(self, array: Any) -> Any:
-        return self.xp.from_dlpack(array)
+        # JAX takes its memory back when nobody holds it, and does not know of CuPy's kernels that may still read it
+        block = self.xp.from_dlpack(array).copy()
+        self.synchronize()
+        return block
 
     def free_bytes(self) -> int:
         free, _ = self.xp.cuda.runtime.memGetInfo()
