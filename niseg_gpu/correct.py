@@ -118,7 +118,7 @@ def normalize(sample: Any, *, open_beam: Any, dark: Any = None, dose: Any = None
     count("values without open beam (NaN)", ~lit, times=result.size // lit.size)
     result = xp.where(lit, result / xp.where(lit, beam, xp.asarray(1.0, dtype=xp.float32)), xp.nan)
     if dose is not None:
-        result = result * (xp.reshape(dose, (-1, 1, 1)) if result.ndim == 3 else dose)
+        result = result * (xp.reshape(xp.asarray(dose), (-1, 1, 1)) if result.ndim == 3 else dose)
     if minus_log:
         positive = result > 0
         count("values of no positive transmission (NaN)", ~positive & ~xp.isnan(result))

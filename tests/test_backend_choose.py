@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import threading
+import warnings
+from types import SimpleNamespace
 
 import array_api_strict
 import numpy as np
@@ -47,6 +49,23 @@ def test_a_broken_driver_is_a_reason_and_not_a_crash(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(vars(GPU), "xp", Broken())
     assert why_no_gpu() == "RuntimeError: cudaErrorInsufficientDriver: CUDA driver version is insufficient"
+
+
+def test_what_a_library_says_of_its_future_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where warnings are errors, as they are here."""
+
+    class Old:
+        zeros = np.zeros
+
+        @property
+        def cuda(self) -> SimpleNamespace:
+            warnings.warn("will be gone soon", DeprecationWarning, stacklevel=1)
+            return SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1))
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for name, part in {"xp": Old(), "_median": 0, "_kmeans": 0, "_neighbors": 0}.items():
+        monkeypatch.setitem(vars(GPU), name, part)
+    assert why_no_gpu() == ""
 
 
 @pytest.fixture

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.ndimage import median_filter
@@ -40,6 +45,91 @@ def test_any_byte_order_comes_in(dtype: str) -> None:
             np.testing.assert_array_equal(here, kept)
             np.testing.assert_array_equal(block, kept)
     assert all(a.dtype.isnative and a.itemsize == values.itemsize for a in given)
+
+
+CUPY = """
+class Device: attributes = {"MemoryPoolsSupported": 1}
+allocators = ["the pool's"]
+set_allocator, get_allocator = allocators.append, lambda: allocators[-1]
+"""
+RMM = """
+class CudaMemoryResource: pass
+class CudaAsyncMemoryResource: pass
+resources = [CudaMemoryResource()]
+set_current_device_resource, get_current_device_resource = resources.append, lambda: resources[-1]
+"""
+CUML = """
+import cupy.cuda, rmm
+cupy.cuda.set_allocator("asks the driver each time")
+KMeans = NearestNeighbors = object
+"""
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_cuml_leaves_cupy_its_pool(tmp_path: Path, chosen: bool) -> None:
+    """Three packages that stand in for the real ones, in a process of its own."""
+    for name, text in (("cupy/cuda", CUPY), ("rmm/mr", RMM), ("cuml/cluster", ""), ("cuml/neighbors", "")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "__init__.py").write_text(text or "from cuml import KMeans, NearestNeighbors")
+    for name, text in (("cupy", "import cupy.cuda"), ("rmm", "import rmm.mr"), ("cuml", CUML)):
+        (tmp_path / name / "__init__.py").write_text(text)
+    code = (
+        "import cupy.cuda, rmm.mr; from niseg_gpu.backend import Gpu\n"
+        f"if {chosen}: rmm.mr.set_current_device_resource(7)\n"
+        "twin = Gpu(); twin._kmeans, twin._neighbors\n"
+        "print(cupy.cuda.get_allocator(), type(rmm.mr.get_current_device_resource()).__name__, sep=', ')"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    resource = "int" if chosen else "CudaAsyncMemoryResource"
+    assert child.stdout.strip() == f"the pool's, {resource}", child.stderr[-2000:]
+
+
+def test_jax_gets_what_begins_where_xla_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame within a stack may begin anywhere; XLA refuses what does not begin at a multiple of 16 bytes."""
+
+    class Block:
+        def __init__(self, ptr: int) -> None:
+            self.data = SimpleNamespace(ptr=ptr)
+
+        def copy(self) -> Block:
+            return Block(0x200)
+
+    jax = SimpleNamespace(dlpack=SimpleNamespace(from_dlpack=lambda block: block.data.ptr))
+    monkeypatch.setattr("niseg_gpu.xla.start_jax", lambda cpu: jax)
+    twin = Gpu()
+    vars(twin).update(xp=SimpleNamespace(ascontiguousarray=lambda block: block), jax_device=object())
+    assert [twin.to_jax(Block(ptr)) for ptr in (0x400, 0x402, 0x404, 0x410)] == [0x400, 0x200, 0x200, 0x200]
+
+
+def test_what_comes_from_jax_is_cupys_own_before_jax_may_have_its_memory_back() -> None:
+    log = []
+
+    class Theirs:
+        def copy(self) -> str:
+            log.append("copy")
+            return "ours"
+
+        def __del__(self) -> None:
+            log.append("given back")
+
+    stream = SimpleNamespace(synchronize=lambda: log.append("wait"))
+    twin = Gpu()
+    vars(twin).update(
+        xp=SimpleNamespace(from_dlpack=lambda array: array, cuda=SimpleNamespace(get_current_stream=lambda: stream))
+    )
+    theirs = [Theirs()]
+    assert twin.from_jax(theirs.pop()) == "ours"
+    assert log == ["copy", "wait", "given back"]
+
+
+@pytest.mark.gpu
+def test_frames_go_to_jax_from_any_place(backend) -> None:
+    frames = np.random.default_rng(1).integers(0, 30000, (3, 7, 9)).astype(np.uint16)
+    there = backend.from_host(frames)
+    for first in range(3):
+        found = backend.from_jax(backend.to_jax(there[first:]) * 2)
+        np.testing.assert_array_equal(backend.to_host(found), frames[first:] * 2)
 
 
 @pytest.mark.gpu

@@ -197,6 +197,37 @@ def test_pixels_without_data_are_left_out_of_either_map() -> None:
     json.dumps(empty.as_mapping(), allow_nan=False)
 
 
+class LikeCupy(np.ndarray):
+    """Compared with whole numbers as CuPy does it: with no other than its type has."""
+
+    __module__ = "numpy"
+
+    def __ne__(self, other):
+        limits = np.iinfo(np.int8 if self.dtype.kind == "b" else self.dtype)
+        if type(other) is int and not limits.min <= other <= limits.max:
+            raise OverflowError(f"Python integer {other} out of bounds for {limits.dtype}")
+        return super().__ne__(other)
+
+
+@pytest.mark.parametrize("dtype, no_data, left_out", [
+    ("int8", None, 0), ("bool", None, 0), ("uint8", 300, 0), ("bool", 1, 4), ("uint8", 1, 4), ("int8", -1, 0),
+])  # fmt: skip
+def test_a_label_that_the_type_does_not_have_leaves_nothing_out(dtype: str, no_data, left_out: int) -> None:
+    labels = np.array([[0, 1, 0], [1, 1, 1]], dtype)
+    found = [evaluate_labels(a, a, no_data=no_data) for a in (labels, labels.view(LikeCupy))]
+    assert found[0].no_data == found[1].no_data == left_out
+    np.testing.assert_array_equal(found[0].confusion, found[1].confusion)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "uint8", "uint16", "int32"])
+def test_label_maps_of_any_integers_are_compared(backend, dtype: str) -> None:
+    labels = np.random.default_rng(3).integers(0, 2, (5, 40, 30)).astype(dtype)
+    for no_data in (None, 0, 300):
+        here, there = (evaluate_labels(b, b[::-1], no_data=no_data) for b in (labels, backend.from_host(labels)))
+        np.testing.assert_array_equal(here.confusion, there.confusion)
+        assert here.as_mapping() == there.as_mapping()
+
+
 def test_spare_clusters_and_missing_classes_are_told() -> None:
     more = evaluate_labels(np.array([[0, 0, 1, 2]]), np.array([[5, 5, 5, 6]]))
     assert (more.clusters, more.spare, more.confusion.tolist()) == ((0, 2), (1,), [[2, 0, 1], [0, 1, 0]])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import dask.array as da
 import numpy as np
 import pytest
 
 from niseg_gpu.backend import Cpu
-from niseg_gpu.kernels.bus import ROOMS, bring
+from niseg_gpu.kernels.bus import ROOMS, Bus, bring, pin
 from niseg_gpu.kmeans import arrays
 from niseg_gpu.kmeans.estimator import KMeans
 
@@ -54,6 +55,73 @@ def test_blocks_come_in_order_with_the_next_on_its_way(n: int) -> None:
         assert [f"{event} {room}" for event, room in bus.log] == [
             "start 0", "start 1", "arrive 0", "leave 0", "start 0", "arrive 1", "leave 1", "arrive 0", "leave 0",
         ]  # fmt: skip
+
+
+def test_who_stops_early_waits_for_what_is_on_its_way() -> None:
+    """The rooms go back to the pool, and a copy that comes later would write into somebody else's memory."""
+    bus, blocks = SlowBus(), [(i, np.full(3, i)) for i in range(4)]
+    arriving = bring(blocks, bus=bus)
+    next(arriving)
+    arriving.close()
+    assert [room for event, room in bus.log if event == "arrive"] == [0, 1]
+
+
+class Streams:
+    """What a bus asks of CuPy: each stream notes what it is told."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        made = []
+
+        def stream(name: str) -> SimpleNamespace:
+            return SimpleNamespace(
+                name=name, wait_event=lambda event: self.log.append(f"{name} waits for {event.told}")
+            )
+
+        def event(disable_timing: bool) -> SimpleNamespace:
+            it = SimpleNamespace(told="nothing")
+            it.record = lambda stream: setattr(it, "told", stream.name)
+            made.append(it)
+            return it
+
+        main = stream("kernels")
+        self.cuda = SimpleNamespace(
+            Stream=lambda non_blocking: stream("copies"), Event=event, get_current_stream=lambda: main
+        )
+
+    def empty(self, nbytes: int, dtype: type) -> np.ndarray:
+        class Room(np.ndarray):
+            def set(room, block, stream):
+                self.log.append(f"{stream.name} copies")
+                room[...] = block
+
+        return np.empty(nbytes, dtype).view(Room)
+
+
+def test_the_first_copies_wait_for_kernels_that_use_the_memory_still() -> None:
+    streams = Streams()
+    bus = Bus(24, xp=streams)
+    assert [there.tolist() for _, there in bring([(0, np.arange(3)), (1, np.arange(3))], bus=bus)] == [[0, 1, 2]] * 2
+    assert streams.log == ["copies waits for kernels", "copies copies"] * 2 + ["kernels waits for copies"] * 2
+
+
+def test_pinning_reads_nothing_behind_the_last_row() -> None:
+    """The last columns of an array end where its memory does."""
+    whole, asked = np.arange(20, dtype=np.uint16).reshape(4, 5), []
+
+    class There(np.ndarray):
+        def get(self, out):
+            asked.append(self.size)
+            out[...] = self
+
+    def as_strided(rows, shape, strides):
+        return np.lib.stride_tricks.as_strided(rows, shape, strides).view(There)
+
+    memory = SimpleNamespace(PinnedMemory=bytearray, PinnedMemoryPointer=lambda memory, offset: memory)
+    xp = SimpleNamespace(lib=SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=as_strided)), cuda=memory)
+    pinned = pin(whole[:, 2:], xp=xp)
+    np.testing.assert_array_equal(pinned[:, :3], whole[:, 2:])
+    assert pinned.shape == (4, 5) and asked == [whole.size - 2]
 
 
 class SmallGpu(Cpu):

@@ -312,3 +312,30 @@ def test_masks_of_dead_pixels_that_cannot_be_right(tmp_path, mask, complaint) ->
     stack = xr.DataArray(np.zeros((2, 17, 23), np.uint16), dims=("tof", "y", "x")).chunk()
     with pytest.raises(UserError, match=complaint):
         Engine(CPU).fit(stack, steps, reading=False)
+
+
+class LikeCupy(np.ndarray):
+    """Eight bit are compared with Python's floats as CuPy does it: in half precision."""
+
+    def __gt__(self, other):
+        if self.dtype.itemsize == 1 and self.dtype.kind in "iu" and type(other) is float:
+            return np.asarray(self).astype(np.float16) > np.float16(other)
+        return super().__gt__(other)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("threshold", [0.0, 60.0, 60.99, 61.0, 254.999, 1e9])
+def test_thresholds_are_exact_for_eight_bit(dtype: str, threshold: float) -> None:
+    from niseg_gpu.kernels.spots_xp import clean_spots_xp
+
+    low = np.iinfo(dtype).min
+    image = np.full((9, 9), low, dtype)
+    image[4, 1], image[4, 4], image[4, 7] = low + 60, low + 61, low + 255
+
+    def median(image, size):
+        return median_filter(np.asarray(image), size=size, mode="nearest").view(LikeCupy)
+
+    settings = {"xp": np, "median": median, "size": (3, 3), "threshold": threshold, "kind": "both"}
+    spots = clean_spots_xp(image.view(LikeCupy), **settings)[1]
+    assert [bool(spots[4, x]) for x in (1, 4, 7)] == [60 > threshold, 61 > threshold, 255 > threshold]
+    assert spots.sum() == sum(v > threshold for v in (60, 61, 255))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -93,10 +94,12 @@ def why_no_gpu() -> str:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
     try:
-        if GPU.xp.cuda.runtime.getDeviceCount() == 0:
-            return "no CUDA device"
-        GPU.xp.zeros(1).sum().item()
-        _ = GPU._median, GPU._kmeans, GPU._neighbors
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # what a library says of another one's future, whoever makes errors of it
+            if GPU.xp.cuda.runtime.getDeviceCount() == 0:
+                return "no CUDA device"
+            GPU.xp.zeros(1).sum().item()
+            _ = GPU._median, GPU._kmeans, GPU._neighbors
     except Exception as error:  # drivers and loaders fail in ways of their own; the reason is passed on in words
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -16,6 +17,7 @@ from niseg_gpu.backend.machine import cpu_model
 from niseg_gpu.backend.twin import Cleaned, Clusters, Twin, has_nan, neighbours_in_frame
 
 QUERIES = 2**18  # neighbours of so many are held at once
+JAX_ALIGNMENT = 256  # bytes, at a multiple of which memory for JAX begins
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +63,11 @@ class Gpu(Twin):
 
     @cached_property
     def _kmeans(self) -> Any:
-        return importlib.import_module("cuml.cluster").KMeans
+        return _import_cuml("cuml.cluster").KMeans
 
     @cached_property
     def _neighbors(self) -> Any:
-        return importlib.import_module("cuml.neighbors").NearestNeighbors
+        return _import_cuml("cuml.neighbors").NearestNeighbors
 
     def median(self, image: Any, *, size: tuple[int, ...]) -> Any:
         if self._takes_own(image, size):
@@ -236,10 +238,16 @@ class Gpu(Twin):
         from niseg_gpu.xla import start_jax
 
         _ = self.jax_device  # or a complaint that says what to install
-        return start_jax(cpu_model()).dlpack.from_dlpack(self.xp.ascontiguousarray(block))
+        block = self.xp.ascontiguousarray(block)
+        # XLA refuses what begins elsewhere, as a frame within a stack may do; the pool's own arrays begin there
+        block = block.copy() if block.data.ptr % JAX_ALIGNMENT else block
+        return start_jax(cpu_model()).dlpack.from_dlpack(block)
 
     def from_jax(self, array: Any) -> Any:
-        return self.xp.from_dlpack(array)
+        # JAX takes its memory back when nobody holds it, and does not know of CuPy's kernels that may still read it
+        block = self.xp.from_dlpack(array).copy()
+        self.synchronize()
+        return block
 
     def free_bytes(self) -> int:
         free, _ = self.xp.cuda.runtime.memGetInfo()
@@ -266,6 +274,23 @@ class Gpu(Twin):
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
         return f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
+
+
+def _import_cuml(name: str) -> Any:
+    """A module of cuML; CuPy keeps its pool of memory.
+
+    cuML's import has CuPy ask RMM for memory instead, which asks the driver each time, and giving it back waits for
+    the device. cuML's own memory is RMM's: where nobody has chosen a pool for that, it gets the driver's.
+    """
+    cuda = importlib.import_module("cupy").cuda
+    allocator = cuda.get_allocator()
+    module = importlib.import_module(name)
+    cuda.set_allocator(allocator)
+    mr = sys.modules["rmm"].mr  # cuML has imported it
+    has_pools = cuda.Device().attributes.get("MemoryPoolsSupported", 0)
+    if has_pools and type(mr.get_current_device_resource()) is mr.CudaMemoryResource:
+        mr.set_current_device_resource(mr.CudaAsyncMemoryResource())
+    return module
 
 
 @cache

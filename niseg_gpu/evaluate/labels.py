@@ -159,7 +159,9 @@ def _count_pairs(predicted: Any, truth: Any, *, no_data: int | None) -> tuple[np
     for name, block in (("predicted", predicted), ("truth", truth)):
         if block.dtype.kind not in "biu":
             raise UserError(f"{name} holds {block.dtype} values; labels are integers: convert and save them again")
-        known &= block != (_no_data_of(block.dtype) if no_data is None else no_data)
+        value = _no_data_of(block.dtype) if no_data is None else no_data
+        if _can_hold(block.dtype, value):
+            known &= block != value
     (classes, rows), (clusters, columns) = (_number(xp, block[known]) for block in (truth, predicted))
     _check_number(classes, name="truth")
     _check_number(clusters, name="predicted")
@@ -170,6 +172,11 @@ def _count_pairs(predicted: Any, truth: Any, *, no_data: int | None) -> tuple[np
 
 def _no_data_of(dtype: np.dtype) -> int:
     return 65_535 if dtype == np.uint16 else 255
+
+
+def _can_hold(dtype: np.dtype, value: int) -> bool:
+    """Whether a value can be in an array at all; CuPy compares integers with no other."""
+    return value in (0, 1) if dtype.kind == "b" else np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
 
 
 def _number(xp: Any, values: Any) -> tuple[Any, Any]:

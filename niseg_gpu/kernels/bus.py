@@ -31,6 +31,8 @@ class Bus:
         self.stream = xp.cuda.Stream(non_blocking=True)
         self.rooms = [xp.empty(nbytes, dtype=np.uint8) for _ in range(ROOMS)]
         self.filled, self.left = ([xp.cuda.Event(disable_timing=True) for _ in range(ROOMS)] for _ in range(2))
+        for room in range(ROOMS):
+            self.leave(room)  # kernels under way may still read what lay there before, in memory given back to the pool
 
     def start(self, room: int, block: np.ndarray) -> Any:
         """Start to copy a block, once the kernels that read what was there have ended; return what it will be."""
@@ -72,12 +74,16 @@ def bring(blocks: Iterable[tuple[Any, np.ndarray]], *, bus: Any) -> Iterator[tup
         yield name, there
         bus.leave(room)
 
-    for i, (name, block) in enumerate(blocks):
-        waiting.append((name, i % ROOMS, bus.start(i % ROOMS, block)))
-        if len(waiting) == ROOMS:
+    try:
+        for i, (name, block) in enumerate(blocks):
+            waiting.append((name, i % ROOMS, bus.start(i % ROOMS, block)))
+            if len(waiting) == ROOMS:
+                yield from use()
+        while waiting:
             yield from use()
-    while waiting:
-        yield from use()
+    finally:
+        for _, room, _ in waiting:  # nobody asks for them any more, but what comes next may get their memory
+            bus.arrive(room)
 
 
 def pin(rows: Any, *, xp: Any) -> np.ndarray:
@@ -94,8 +100,12 @@ def pin(rows: Any, *, xp: Any) -> np.ndarray:
     (n, length) ndarray
         `length` is the step from row to row.
     """
-    n, length = len(rows), rows.strides[0] // rows.itemsize
-    whole = xp.lib.stride_tricks.as_strided(rows, (n, length), rows.strides)
+    (n, features), length = rows.shape, rows.strides[0] // rows.itemsize
+    # nothing may lie behind the last row: the memory of what it is a view of can end there
+    whole = xp.lib.stride_tricks.as_strided(rows, ((n - 1) * length + features,), (rows.itemsize,))
     # from CuPy's pool it would take up to twice as much: that knows powers of two only
-    memory = xp.cuda.PinnedMemoryPointer(xp.cuda.PinnedMemory(whole.nbytes), 0)
-    return whole.get(out=np.frombuffer(memory, rows.dtype, whole.size).reshape(n, length))
+    memory = xp.cuda.PinnedMemoryPointer(xp.cuda.PinnedMemory(n * length * rows.itemsize), 0)
+    found = np.frombuffer(memory, rows.dtype, n * length)
+    whole.get(out=found[: whole.size])
+    found[whole.size :] = 0
+    return found.reshape(n, length)

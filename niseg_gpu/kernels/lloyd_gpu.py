@@ -18,6 +18,11 @@ from numba import config, cuda
 from niseg_gpu.kernels import lloyd_cuda, lloyd_tile
 from niseg_gpu.kernels.exact import Sums
 
+if not config.ENABLE_CUDASIM:
+    from numba.cuda import dispatcher
+
+    dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # sums of blocks are added up by few; nobody need mend that
+
 DTYPES = frozenset(map(np.dtype, ("uint8", "int16", "uint16", "float32")))
 MOST_CLUSTERS = 64
 EXACT_CLUSTERS = 16  # up to which a kernel is made for just that many; beyond, in steps of 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -162,6 +163,8 @@ def _find(image: Any, median: Any, limit: Any, kind: str, *, xp: Any) -> Any:
     gap = xp.maximum(image, median) - xp.minimum(image, median)
     if gap.dtype.kind == "i":  # half of the differences wrap in a signed type, none in the unsigned one
         gap = xp.astype(gap, np.dtype(f"u{gap.dtype.itemsize}"))
+    if gap.dtype.kind == "u" and isinstance(limit, float) and limit >= 0:
+        limit = math.floor(min(limit, np.iinfo(gap.dtype).max))  # CuPy would compare 8 bit with it in half precision
     spots = gap > limit
     if kind == "bright":
         spots &= image > median
