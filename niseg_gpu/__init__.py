@@ -26,6 +26,8 @@ _HOMES = {
     "detect_spots": "niseg_gpu.knn",
     "fit_knn": "niseg_gpu.knn_model",
     "load_knn": "niseg_gpu.knn_model",
+    "make_radiograph_frame": "niseg_gpu.simulate.radiograph",
+    "make_radiograph_sample": "niseg_gpu.simulate.radiograph",
     "make_root_sample": "niseg_gpu.simulate.roots",
     "load_unet": "niseg_gpu.unet.folder",
     "normalize": "niseg_gpu.correct",

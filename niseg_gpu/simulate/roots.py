@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.simulate.folders import appear_when_whole
-from niseg_gpu.simulate.streams import check_limits
+from niseg_gpu.simulate.streams import check_limits, fill_options
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -191,16 +191,10 @@ def make_root_sample(shape: Sequence[int], *, seed: int, workers: int = 2, **opt
     mask : ndarray of uint8
         1 where there is root.
     """
-    import inspect
-
     from niseg_gpu.simulate.roots_scene import build_scene, render_scene
 
-    known = inspect.signature(simulate_roots).parameters
-    defaults = {n: p.default for n, p in known.items() if p.kind is p.KEYWORD_ONLY and n not in ("format", "workers")}
-    for name in options:
-        if name not in defaults:
-            raise UserError(f"make_root_sample has no parameter {name!r}{suggest(name, defaults)}")
-    parameters = {**defaults, **options, "seed": seed, "shape": read_shape(shape)}
+    given = fill_options(simulate_roots, options, left_out=("format", "workers", "seed", "shape"))
+    parameters = {**given, "seed": seed, "shape": read_shape(shape)}
     _check_arguments({**parameters, "format": "zarr", "workers": workers})
     rendered = render_scene(build_scene(**parameters), workers=workers)
     return rendered.image, rendered.mask

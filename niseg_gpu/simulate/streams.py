@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from niseg_gpu.errors import UserError
+from niseg_gpu.errors import UserError, suggest
 
 
 def start_rng(seed: int, *branch: int) -> np.random.Generator:
@@ -26,3 +27,15 @@ def check_limits(given: Mapping[str, Any], limits: Mapping[str, tuple[float, flo
     for name, (low, high) in limits.items():
         if given[name] is not None and not low <= given[name] <= high:
             raise UserError(f"{name}={given[name]!r} is out of range; give {low:g} to {high:g}")
+
+
+def fill_options(
+    simulate: Callable[..., Any], options: Mapping[str, Any], *, left_out: Collection[str]
+) -> dict[str, Any]:
+    """Return the options of a generator with its defaults where none are given; refuse those it does not know."""
+    known = inspect.signature(simulate).parameters.items()
+    defaults = {name: p.default for name, p in known if p.kind is p.KEYWORD_ONLY and name not in left_out}
+    for name in options:
+        if name not in defaults:
+            raise UserError(f"a sample of {simulate.__name__} has no parameter {name!r}{suggest(name, defaults)}")
+    return {**defaults, **options}
