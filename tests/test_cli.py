@@ -192,6 +192,15 @@ def test_a_demanded_gpu_that_is_missing(niseg, pipeline: Path, monkeypatch) -> N
     assert not (pipeline.parent / "d").exists()
 
 
+def test_too_little_memory_is_one_line_for_the_user(niseg, pipeline: Path, monkeypatch) -> None:
+    def fail(*args, **kwargs):
+        raise MemoryError("Unable to allocate 73 GiB")
+
+    monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", fail)
+    status, _, err = niseg("run", pipeline)
+    assert status == 2 and err.count("\n") == 1 and "not enough memory; give smaller data" in err and "73 GiB" in err
+
+
 def test_a_fault_of_ours_is_status_1_and_no_traceback(niseg, pipeline: Path, monkeypatch) -> None:
     def fail(*args, **kwargs):
         raise ValueError("two\nlines")

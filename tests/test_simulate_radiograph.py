@@ -72,8 +72,8 @@ def test_a_sample_in_memory_is_what_is_written(tmp_path, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (96, 96, 96)}, r"shape=\(96, 96, 96\); give two sides"),
-        ({"shape": (96, 8)}, "width=8 is out of range"),
+        ({"shape": (96, 96, 96)}, r"shape=\(96, 96, 96\); give 2 sides"),
+        ({"shape": (96, 8)}, r"shape=\(96, 8\); give 2 sides of 32 to 65536, such as 512x512"),
         ({"spot": 0.02}, "a sample of simulate_radiograph has no parameter 'spot'; did you mean 'spots'"),
         ({"n_frames": 2}, "has no parameter 'n_frames'"),
         ({"spots": 2.0}, "spots=2.0 is out of range"),
@@ -228,6 +228,16 @@ def test_spots_of_measured_dark_frames_replace_drawn_ones(tmp_path, data_dir):
     np.testing.assert_array_equal(added > 0, truth["deposit"] > 0)
     strong = truth["deposit"] > 20
     assert strong.sum() > 5 and (truth["mask"][strong] == 1).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_dark_frames_with_values_that_are_no_numbers_are_refused(tmp_path, value):
+    dark = np.full((64, 64), 300, np.float32)
+    dark[3, 3], dark[9, 9] = value, 900
+    np.testing.assert_array_equal(np.flatnonzero(extract_spots(dark, threshold=10.0)), [9 * 64 + 9])
+    np.save(tmp_path / "dark.npy", dark)
+    with pytest.raises(UserError, match="holds 1 values that are NaN or Inf"):
+        make_radiograph_sample((64, 64), seed=1, dark_frames=str(tmp_path / "dark.npy"))
 
 
 def test_dark_frames_without_spots_are_refused(tmp_path):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from niseg_gpu.errors import UserError
-from niseg_gpu.simulate.folders import appear_when_whole
+from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.radiograph_frames import (
     DARK_STREAM,
     OPEN_BEAM_STREAM,
@@ -24,11 +22,12 @@ from niseg_gpu.simulate.radiograph_frames import (
     plan_beam,
     set_up,
 )
-from niseg_gpu.simulate.streams import check_limits, fill_options
+from niseg_gpu.simulate.streams import check_limits, fill_options, read_shape
 
 
 def simulate_radiograph(
     out: str | os.PathLike,
+    draw: Callable[[Path], Any] | None = None,
     *,
     seed: int = 2018,
     height: int = 1024,
@@ -43,6 +42,7 @@ def simulate_radiograph(
     exponent: float = 1.73,
     dark_frames: str = "",
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write radiographs of a scintillator and camera, struck by gamma rays: images, open beam, dark and truth.
 
@@ -55,7 +55,9 @@ def simulate_radiograph(
     Parameters
     ----------
     out : path
-        Folder to make; it must not exist. It appears when whole, else nothing is left.
+        Folder to make. It appears when whole, else nothing is left.
+    draw : callable, optional
+        Called with the folder before it appears, to put pictures into it.
     seed : int, optional
         Of all random numbers.
     height, width : int, optional
@@ -81,6 +83,8 @@ def simulate_radiograph(
         Folder or file of measured dark frames: their spots are added, at random places, and none are drawn.
     workers : int, optional
         Frames at a time; default one a core.
+    overwrite : bool, optional
+        Whether an earlier simulation of that name is replaced.
 
     Returns
     -------
@@ -92,16 +96,20 @@ def simulate_radiograph(
     UserError
         Where ``out`` exists or can't be written, or an argument is out of range.
     """
-    parameters = {name: value for name, value in locals().items() if name not in ("out", "workers")}
+    parameters = {
+        name: value for name, value in locals().items() if name not in ("out", "draw", "workers", "overwrite")
+    }
     _check_arguments({**parameters, "workers": workers})
     setup = set_up(**{name: value for name, value in parameters.items() if name != "n_frames"})
-    with appear_when_whole(Path(out)) as folder:
+    with appear_when_whole(Path(out), overwrite=overwrite) as folder:
         summary = {
             **parameters,
             **_write_frames(folder, setup, n_frames=n_frames, workers=workers),
             **_write_references(folder, setup),
         }
-        (folder / "truth" / "simulation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_summary(folder, summary)
+        if draw is not None:
+            draw(folder)
     return summary
 
 
@@ -148,10 +156,11 @@ def make_radiograph_frame(shape: Sequence[int], *, seed: int, frame: int = 0, **
         ``image``, ``mask``, ``deposit`` (what spots added, in sigma of the noise), ``clean`` (without spots),
         ``n_clipped``.
     """
-    given = fill_options(simulate_radiograph, options, left_out=("n_frames", "workers", "seed", "height", "width"))
-    if len(shape) != 2:
-        raise UserError(f"shape={tuple(shape)!r}; give two sides of 32 to 65536, such as (512, 512)")
-    given |= {"seed": seed, "height": shape[0], "width": shape[1]}
+    given = fill_options(
+        simulate_radiograph, options, left_out=("n_frames", "workers", "overwrite", "seed", "height", "width")
+    )
+    height, width = read_shape(shape, n_sides=(2,))
+    given |= {"seed": seed, "height": height, "width": width}
     _check_arguments({**given, "n_frames": None, "workers": None})
     check_limits({"frame": frame}, {"frame": (0, 99_999)})
     setup = set_up(**given)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.simulate.streams import check_limits
 
 # Standard deviation of the blur of edges by pixel and beam divergence, in pixels.
 EDGE_BLUR_PIXELS = 0.7
 
-SMALLEST_SIDE = 32
+SIDES = (32, 65_536)
 WEDGE_STEPS = 8
 THICKNESS_STEPS = 256
 
@@ -110,7 +111,7 @@ def build_scene(name: str, *, height: int, width: int, thickness_cm: float = 1.0
     name : str
         A key of `SCENES`, or a file whose name has an ending.
     height, width : int
-        Pixels, at least 32; a plan brings its own.
+        Pixels, 32 to 65536; a plan brings its own.
     thickness_cm : float, optional
         Of the thickest part along the beam.
     materials : str, optional
@@ -126,13 +127,10 @@ def build_scene(name: str, *, height: int, width: int, thickness_cm: float = 1.0
             name, materials=[part.strip() for part in materials.split(",") if part], thickness_cm=thickness_cm
         )
     if name not in SCENES:
-        raise UserError(f"unknown scene {name!r}{suggest(name, SCENES)}; or give the file of a plan")
+        raise UserError(f"unknown scene {name!r}, which is no file of a plan either{suggest(name, SCENES)}")
     if materials:
         raise UserError(f"materials={materials!r} goes with a plan in a file, scene {name!r} has its own; leave it out")
-    if min(height, width) < SMALLEST_SIDE:
-        raise UserError(
-            f"scene {name!r} needs at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {height} x {width}"
-        )
+    check_limits({"height": height, "width": width}, dict.fromkeys(("height", "width"), SIDES))
     return SCENES[name](height=height, width=width, thickness_cm=thickness_cm)
 
 
@@ -144,6 +142,10 @@ def read_plan(path: str | Path, *, materials: Sequence[str], thickness_cm: float
     if plan.ndim != 2 or plan.dtype.kind not in "biu":
         raise UserError(f"plan '{path}' is {plan.shape} of {plan.dtype}; give one grey image of whole numbers")
     values = [value for value in np.unique(plan).tolist() if value]
+    if not 1 <= len(values) <= 255:
+        raise UserError(
+            f"plan '{path}' has {len(values)} values other than 0; allowed: 1 to 255, one for each material"
+        )
     if len(values) != len(materials):
         listed = ", ".join(map(str, values[:10]))
         raise UserError(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.simulate.bragg import LONGEST_WAVELENGTH_ANGSTROM, SHORTEST_WAVELENGTH_ANGSTROM
 from niseg_gpu.simulate.detector import TRIGGER_BRANCH, Exposure, Faults, WindowCounts, expose_window
-from niseg_gpu.simulate.folders import appear_when_whole
+from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.mcp_files import INT16_MAX, write_shutter_count, write_shutter_times, write_spectra
 from niseg_gpu.simulate.scenes import Scene, build_scene, shape_beam
 from niseg_gpu.simulate.streams import check_limits, start_rng
@@ -29,6 +29,7 @@ SAMPLE_STREAM, OPEN_BEAM_STREAM, DEAD_PIXEL_STREAM = 0, 1, 2
 
 def simulate_tof(
     out: str | os.PathLike,
+    draw: Callable[[Path], Any] | None = None,
     *,
     seed: int = 2018,
     n_bins: int = 250,
@@ -52,6 +53,7 @@ def simulate_tof(
     chip_gap_pixels: int = 0,
     open_beam: bool = True,
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a ToF run as an MCP/Timepix detector would: sample, open beam and truth.
 
@@ -64,7 +66,9 @@ def simulate_tof(
     Parameters
     ----------
     out : path
-        Folder to make; it must not exist. It appears when whole, else nothing is left.
+        Folder to make. It appears when whole, else nothing is left.
+    draw : callable, optional
+        Called with the folder before it appears, to put pictures into it.
     seed : int, optional
         Of all random numbers.
     n_bins : int, optional
@@ -111,6 +115,8 @@ def simulate_tof(
         Whether to simulate the open beam too.
     workers : int, optional
         Threads; default one a core.
+    overwrite : bool, optional
+        Whether an earlier simulation of that name is replaced.
 
     Returns
     -------
@@ -140,7 +146,7 @@ def simulate_tof(
     matter = prepare_matter(scene, timing, resolution=resolution, textures=_find_textures(texture, scene))
     faults = Faults(overlap, dark_counts, spots, spot_counts)
 
-    with appear_when_whole(Path(out)) as folder:
+    with appear_when_whole(Path(out), overwrite=overwrite) as folder:
         beams = {"sample": (SAMPLE_STREAM, matter)} | ({"open_beam": (OPEN_BEAM_STREAM, None)} if open_beam else {})
         exposures = []
         for name, (stream, stands) in beams.items():
@@ -163,7 +169,10 @@ def simulate_tof(
             "texture": texture,
             **_sum_up(exposures, results),
         }
-        _write_truth(folder / "truth", scene, dead, exposures, results, summary)
+        _write_truth(folder / "truth", scene, dead, exposures, results)
+        write_summary(folder, summary)
+        if draw is not None:
+            draw(folder)
     return summary
 
 
@@ -229,6 +238,11 @@ def _place_dead(height: int, width: int, *, seed: int, dead_pixels: int, chip_ga
     for axis, size in enumerate((height, width)):
         first = (size - chip_gap_pixels) // 2
         dead[(slice(None),) * axis + (slice(first, first + chip_gap_pixels),)] = True
+    if dead.all():
+        raise UserError(
+            f"dead_pixels={dead_pixels} and chip_gap_pixels={chip_gap_pixels} leave none of {height} x {width} pixels "
+            "alive; give fewer"
+        )
     return dead
 
 
@@ -288,7 +302,6 @@ def _write_truth(
     dead: np.ndarray,
     exposures: list[Exposure],
     results: list[list[WindowCounts]],
-    summary: dict[str, Any],
 ) -> None:
     import tifffile
 
@@ -299,7 +312,6 @@ def _write_truth(
     tifffile.imwrite(folder / "dead.tif", dead.astype(np.uint8))
     names = {str(label): name for label, name in enumerate(("void", *scene.materials))}
     (folder / "materials.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-    (folder / "simulation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     for exposure, windows in zip(exposures, results, strict=True):
         prefix = "" if exposure.stream == SAMPLE_STREAM else f"{exposure.folder.name}_"
         columns = np.concatenate(_join_spots(windows)).T
