@@ -225,12 +225,16 @@ def _write_frames(folder: Path, setup: Setup, *, n_frames: int, workers: int | N
 
 def _write_references(folder: Path, setup: Setup) -> dict[str, Any]:
     """Write one image of the open beam and one without beam; return how many of its values were clipped."""
+    clipped = {
+        "open_beam": _write_reference(folder / "open_beam.tif", OPEN_BEAM_STREAM, setup.open_beam, setup),
+        "dark": _write_reference(folder / "dark.tif", DARK_STREAM, np.zeros_like(setup.open_beam), setup),
+    }
+    return {f"n_clipped_{name}": number for name, number in clipped.items()}
+
+
+def _write_reference(path: Path, stream: int, neutrons: np.ndarray, setup: Setup) -> int:
     from tifffile import imwrite
 
-    counted = {}
-    neutrons = {"open_beam": (OPEN_BEAM_STREAM, setup.open_beam), "dark": (DARK_STREAM, np.zeros_like(setup.open_beam))}
-    for name, (stream, mean) in neutrons.items():
-        frame = expose_frame(plan_beam(stream, mean, setup.camera), 0, setup=setup)
-        imwrite(folder / f"{name}.tif", frame.image)
-        counted[f"n_clipped_{name}"] = frame.n_clipped
-    return counted
+    frame = expose_frame(plan_beam(stream, neutrons, setup.camera), 0, setup=setup)
+    imwrite(path, frame.image)
+    return frame.n_clipped

@@ -116,8 +116,10 @@ def set_up(
         open_beam_counts / open_beam_neutrons, photons_per_count, read_noise_counts, _shape_blur(blur_pixels)
     )
     open_beam = shape_beam(height, width) * np.float32(open_beam_neutrons)
-    transmission = build_packed_column(height=height, width=width, rng=start_rng(seed, SCENE_STREAM))
-    sample = plan_beam(SAMPLE_STREAM, open_beam * transmission, camera)
+    passing = build_packed_column(height=height, width=width, rng=start_rng(seed, SCENE_STREAM))
+    passing *= open_beam
+    sample = plan_beam(SAMPLE_STREAM, passing, camera)
+    del passing  # images may be most of what there is of memory
     each = expect_marked(MARK_SIGMA * sample.sigma, exponent=exponent, counts_range=SPOT_COUNTS)
     struck = Spots(spots * height * width / each, exponent, measure_spots(dark_frames) if dark_frames else None)
     return Setup(seed, camera, struck, open_beam, sample)
@@ -133,7 +135,8 @@ def plan_beam(stream: int, neutrons: np.ndarray, camera: Camera) -> Beam:
     blur_rows(padded, camera.kernel**2, np.float32(camera.counts_per_neutron**2), np.float32(constant), of_neutrons)
     gain = np.float32(camera.counts_per_neutron / camera.photons_per_count)
     blur_rows(padded, camera.kernel, gain, np.float32(0), of_photons)
-    return Beam(stream, padded, np.sqrt(of_neutrons + of_photons))
+    of_neutrons += of_photons
+    return Beam(stream, padded, np.sqrt(of_neutrons, out=of_neutrons))
 
 
 def expose_frame(beam: Beam, index: int, *, setup: Setup) -> Frame:

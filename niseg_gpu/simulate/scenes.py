@@ -171,9 +171,11 @@ def fill_scene(
 
 def shape_beam(height: int, width: int) -> np.ndarray:
     """Return a smooth beam profile, (Y, X) float32, 1 at its brightest, a little off the middle."""
-    y = ((np.arange(height) + 0.5) / height - 0.47)[:, None]
     x = (np.arange(width) + 0.5) / width - 0.54
-    return (1.0 / (1.0 + 1.2 * y * y + 0.9 * x * x)).astype(np.float32)
+    profile = np.empty((height, width), np.float32)
+    for row, y in zip(profile, (np.arange(height) + 0.5) / height - 0.47, strict=True):
+        row[:] = 1.0 / (1.0 + 1.2 * y * y + 0.9 * x * x)
+    return profile
 
 
 def _cover(start: float, stop: float, n_pixels: int) -> np.ndarray:

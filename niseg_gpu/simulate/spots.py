@@ -77,7 +77,10 @@ def expect_marked(limit: np.ndarray, *, exponent: float, counts_range: tuple[flo
     shapes = (_draw_points, _draw_blobs, _draw_clusters, _draw_tracks)
     pixels = [(shape(centre, rng)[2] ** (exponent - 1.0)).sum(axis=1).mean() for shape in shapes]
     low, high = (c ** (1.0 - exponent) for c in counts_range)
-    exceeding = (np.clip(limit, *counts_range) ** (1.0 - exponent) - high) / (low - high)
+    exceeding = np.clip(limit, *counts_range)
+    np.power(exceeding, 1.0 - exponent, out=exceeding)
+    exceeding -= high
+    exceeding /= low - high
     return float(np.dot(SHARES, pixels) * exceeding.mean(dtype=np.float64))
 
 
