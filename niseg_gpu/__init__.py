@@ -24,6 +24,7 @@ _HOMES = {
     "evaluate_strengths": "niseg_gpu.evaluate.strengths",
     "extract_spots": "niseg_gpu.simulate.spots",
     "detect_spots": "niseg_gpu.knn",
+    "draw_augmented": "niseg_gpu.figures_augment",
     "fit_knn": "niseg_gpu.knn_model",
     "load_knn": "niseg_gpu.knn_model",
     "make_radiograph_frame": "niseg_gpu.simulate.radiograph",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -22,6 +21,7 @@ from niseg_gpu.simulate.scenes import Scene, build_scene, shape_beam
 from niseg_gpu.simulate.streams import check_limits, start_rng
 from niseg_gpu.simulate.texture import Texture, read_textures
 from niseg_gpu.simulate.timing import Timing, compute_spectrum, plan_timing
+from niseg_gpu.simulate.tof_truth import join_spots, write_spots, write_truth
 from niseg_gpu.simulate.transmission import prepare_matter
 
 SAMPLE_STREAM, OPEN_BEAM_STREAM, DEAD_PIXEL_STREAM = 0, 1, 2
@@ -60,8 +60,9 @@ def simulate_tof(
     ``out/sample`` and ``out/open_beam`` hold ``run_00000.fits`` and so on (big-endian int16), ``run_Spectra.txt``,
     ``run_ShutterCount.txt`` and ``run_ShutterTimes.txt``. ``out/truth`` holds ``labels.tif`` (uint8),
     ``thickness_cm.tif`` (float32, a page for each material), ``dead.tif`` (uint8), ``materials.json`` (names of the
-    labels), ``spots.npz`` and ``open_beam_spots.npz`` (``bin``, ``y``, ``x``, ``amplitude`` in counts) and
-    ``simulation.json`` (parameters and totals). The same arguments give the same bytes, whatever the workers.
+    labels), ``spots.npz`` and ``open_beam_spots.npz`` (``bin``, ``y``, ``x``, ``amplitude`` in counts), the same as
+    masks of all bins, ``spots.zarr`` and ``open_beam_spots.zarr`` (uint8), and ``simulation.json`` (parameters and
+    totals). The same arguments give the same bytes, whatever the workers.
 
     Parameters
     ----------
@@ -169,7 +170,10 @@ def simulate_tof(
             "texture": texture,
             **_sum_up(exposures, results),
         }
-        _write_truth(folder / "truth", scene, dead, exposures, results)
+        write_truth(folder / "truth", scene, dead=dead)
+        for name, windows in zip(beams, results, strict=True):
+            stem = "spots" if name == "sample" else f"{name}_spots"
+            write_spots(folder / "truth" / stem, join_spots(windows), shape=summary["shape"], workers=workers)
         write_summary(folder, summary)
         if draw is not None:
             draw(folder)
@@ -287,32 +291,6 @@ def _sum_up(exposures: list[Exposure], results: list[list[WindowCounts]]) -> dic
         "window_bins": [list(bins) for bins in timing.window_bins],
         "n_triggers": {exposure.folder.name: list(exposure.n_triggers) for exposure in exposures},
         "n_counts": {name: sum(sum(window.n_counts) for window in windows) for name, windows in by_name.items()},
-        "n_spots": {name: sum(map(len, _join_spots(windows))) for name, windows in by_name.items()},
+        "n_spots": {name: len(join_spots(windows)) for name, windows in by_name.items()},
         "n_clipped": sum(window.n_clipped for windows in results for window in windows),
     }
-
-
-def _join_spots(windows: list[WindowCounts]) -> list[np.ndarray]:
-    return [spots for window in windows for spots in window.spots]
-
-
-def _write_truth(
-    folder: Path,
-    scene: Scene,
-    dead: np.ndarray,
-    exposures: list[Exposure],
-    results: list[list[WindowCounts]],
-) -> None:
-    import tifffile
-
-    folder.mkdir()
-    tifffile.imwrite(folder / "labels.tif", scene.labels)
-    thickness = scene.thickness_cm if scene.materials else np.zeros((1, *scene.labels.shape), np.float32)
-    tifffile.imwrite(folder / "thickness_cm.tif", thickness, photometric="minisblack")
-    tifffile.imwrite(folder / "dead.tif", dead.astype(np.uint8))
-    names = {str(label): name for label, name in enumerate(("void", *scene.materials))}
-    (folder / "materials.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-    for exposure, windows in zip(exposures, results, strict=True):
-        prefix = "" if exposure.stream == SAMPLE_STREAM else f"{exposure.folder.name}_"
-        columns = np.concatenate(_join_spots(windows)).T
-        np.savez(folder / f"{prefix}spots.npz", **dict(zip(("bin", "y", "x", "amplitude"), columns, strict=True)))
