@@ -288,6 +288,8 @@ def test_a_plan_is_what_is_seen(tmp_path):
     )
     labels = tifffile.imread(tmp_path / "run" / "truth" / "labels.tif")
     np.testing.assert_array_equal(labels, np.searchsorted([0, 80, 200], plan))
+    simulate_tof(tmp_path / "same", scene=plan, materials="nickel, copper", thickness_cm=0.5, n_bins=30)
+    assert hash_folder(tmp_path / "same") == hash_folder(tmp_path / "run")
     sample, open_beam = (read_frames(tmp_path / "run" / beam).sum(axis=0) for beam in ("sample", "open_beam"))
     ratio = [sample[labels == k].sum() / open_beam[labels == k].sum() for k in range(3)]
     assert ratio[1] < 0.6 < ratio[2] < 0.8 < ratio[0]

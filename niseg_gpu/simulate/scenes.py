@@ -103,13 +103,15 @@ def build_mixture(*, height: int, width: int, thickness_cm: float = 1.0) -> Scen
 SCENES: Mapping[str, Callable[..., Scene]] = {"blocks": build_blocks, "wedge": build_wedge, "mixture": build_mixture}
 
 
-def build_scene(name: str, *, height: int, width: int, thickness_cm: float = 1.0, materials: str = "") -> Scene:
-    """Return the built-in scene of that name, or one from a plan in a file.
+def build_scene(
+    name: str | np.ndarray, *, height: int, width: int, thickness_cm: float = 1.0, materials: str = ""
+) -> Scene:
+    """Return the built-in scene of that name, or one from a plan in a file or an array.
 
     Parameters
     ----------
-    name : str
-        A key of `SCENES`, or a file whose name has an ending.
+    name : str or (Y, X) ndarray of integers
+        A key of `SCENES`, a file whose name has an ending, or a plan.
     height, width : int
         Pixels, 32 to 65536; a plan brings its own.
     thickness_cm : float, optional
@@ -122,10 +124,11 @@ def build_scene(name: str, *, height: int, width: int, thickness_cm: float = 1.0
     UserError
         An unknown name, too few pixels, or materials that do not fit the plan.
     """
+    named = [part.strip() for part in materials.split(",") if part]
+    if isinstance(name, np.ndarray):
+        return build_plan(name, materials=named, thickness_cm=thickness_cm)
     if Path(name).suffix or Path(name).exists():
-        return read_plan(
-            name, materials=[part.strip() for part in materials.split(",") if part], thickness_cm=thickness_cm
-        )
+        return read_plan(name, materials=named, thickness_cm=thickness_cm)
     if name not in SCENES:
         raise UserError(f"unknown scene {name!r}, which is no file of a plan either{suggest(name, SCENES)}")
     if materials:
@@ -135,21 +138,40 @@ def build_scene(name: str, *, height: int, width: int, thickness_cm: float = 1.0
 
 
 def read_plan(path: str | Path, *, materials: Sequence[str], thickness_cm: float = 1.0) -> Scene:
-    """Return a scene from an image of labels: 0 is the void, each other value a material, all equally thick."""
+    """Return the scene of a plan in a file; see `build_plan`."""
     from niseg_gpu.io.open import open_stack
 
     plan = np.squeeze(np.asarray(open_stack(str(path)).data))
+    return build_plan(plan, name=f"plan '{path}'", materials=materials, thickness_cm=thickness_cm)
+
+
+def build_plan(plan: np.ndarray, *, materials: Sequence[str], thickness_cm: float = 1.0, name: str = "plan") -> Scene:
+    """Return a scene from labels, (Y, X): 0 is the void, each other value a material, all equally thick.
+
+    Parameters
+    ----------
+    plan : (Y, X) ndarray of integers or bool
+    materials : sequence of str
+        One for each value but 0, in rising order.
+    thickness_cm : float, optional
+        Along the beam.
+    name : str, optional
+        What errors call it.
+
+    Raises
+    ------
+    UserError
+        No such plan, or materials that do not fit it.
+    """
     if plan.ndim != 2 or plan.dtype.kind not in "biu":
-        raise UserError(f"plan '{path}' is {plan.shape} of {plan.dtype}; give one grey image of whole numbers")
+        raise UserError(f"{name} is {plan.shape} of {plan.dtype}; give one grey image of whole numbers")
     values = [value for value in np.unique(plan).tolist() if value]
     if not 1 <= len(values) <= 255:
-        raise UserError(
-            f"plan '{path}' has {len(values)} values other than 0; allowed: 1 to 255, one for each material"
-        )
+        raise UserError(f"{name} has {len(values)} values other than 0; allowed: 1 to 255, one for each material")
     if len(values) != len(materials):
         listed = ", ".join(map(str, values[:10]))
         raise UserError(
-            f"plan '{path}' has {len(values)} values other than 0 ({listed}), but materials names {len(materials)}; "
+            f"{name} has {len(values)} values other than 0 ({listed}), but materials names {len(materials)}; "
             "name one material for each value"
         )
     return fill_scene(tuple(materials), np.stack([_blur(plan == value) for value in values]), thickness_cm=thickness_cm)

@@ -35,7 +35,7 @@ def simulate_tof(
     n_bins: int = 250,
     height: int = 256,
     width: int = 256,
-    scene: str | Scene = "blocks",
+    scene: str | np.ndarray | Scene = "blocks",
     materials: str = "",
     thickness_cm: float = 1.0,
     texture: str = "",
@@ -76,8 +76,8 @@ def simulate_tof(
         ToF bins.
     height, width : int, optional
         Pixels; a plan or a `Scene` brings its own.
-    scene : str or Scene, optional
-        What stands in the beam: blocks, wedge, mixture, or the file of a plan (a grey image of labels, 0: void)
+    scene : str or (Y, X) ndarray of integers or Scene, optional
+        What stands in the beam: blocks, wedge, mixture, or a plan, from a file or an array (labels, 0: void)
     materials : str, optional
         For a plan: alpha_iron, gamma_iron, austenitic_steel, nickel, aluminium, copper, zirconium; names with commas,
         one for each of its values but 0, in rising order
