@@ -77,7 +77,7 @@ def simulate_tof(
     height, width : int, optional
         Pixels; a plan or a `Scene` brings its own.
     scene : str or (Y, X) ndarray of integers or Scene, optional
-        What stands in the beam: blocks, wedge, mixture, or a plan, from a file or an array (labels, 0: void)
+        What stands in the beam: blocks, wedge, mixture, or a plan, the file of one or an array (labels, 0: void)
     materials : str, optional
         For a plan: alpha_iron, gamma_iron, austenitic_steel, nickel, aluminium, copper, zirconium; names with commas,
         one for each of its values but 0, in rising order
