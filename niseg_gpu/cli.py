@@ -46,28 +46,25 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     logging.captureWarnings(True)
+    complaint = ""
     try:
         options = build_parser().parse_args(argv)
         _set_up_logging(options)
         status = options.run(options) or 0
     except UserError as error:
-        print(f"niseg-gpu: {error}", file=sys.stderr)
-        status = 2
+        complaint, status = str(error), 2
+    except MemoryError as error:
+        complaint, status = f"not enough memory; give smaller data or fewer workers, or free some ({error})", 2
     except KeyboardInterrupt:
-        print(
-            "niseg-gpu: interrupted; nothing was left under a final name, run the same command again", file=sys.stderr
-        )
-        status = 130
+        complaint, status = "interrupted; nothing was left under a final name, run the same command again", 130
     except BrokenPipeError:
         status = 1
     except Exception as error:
         logging.getLogger("niseg_gpu").debug("the traceback of the fault", exc_info=True)
-        print(
-            f"niseg-gpu: a fault of ours: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
-            "please report it with the traceback that --verbose shows",
-            file=sys.stderr,
-        )
-        status = 1
+        told = f"{type(error).__name__}: {str(error)[:300]}"
+        complaint, status = f"a fault of ours: {told}; please report it with the traceback that --verbose shows", 1
+    if complaint:
+        print("niseg-gpu:", " ".join(complaint.split()), file=sys.stderr)
     sys.exit(status)
 
 
@@ -304,8 +301,11 @@ def _simulate(options: argparse.Namespace, simulate: Any, picture: Any) -> None:
     from niseg_gpu.pipeline.parameters import keywords_of
 
     out = Path(options.output)
-    summary = simulate(out, **{name: getattr(options, name) for name in keywords_of(simulate)})
-    (out / "preview.png").write_bytes(picture(out).light)
+
+    def draw(folder: Path) -> None:
+        (folder / "preview.png").write_bytes(picture(folder).light)
+
+    summary = simulate(out, draw, **{name: getattr(options, name) for name in keywords_of(simulate)})
     clipped = summary["n_clipped"]
     say(options, f"wrote {out}, see {out / 'preview.png'}" + (f"; {clipped} values clipped" if clipped else ""))
 

@@ -20,8 +20,14 @@ class UserError(Exception):
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the nearest allowed name, else the list of them."""
+    """Return ``; did you mean 'x'?`` for the nearest allowed name, else the list of them.
+
+    Names that the word is a part of come before one that is spelt alike: iron is alpha_iron rather than zirconium.
+    """
     allowed = list(allowed)
     alike = {word.replace("-", "_"): word for word in allowed}
+    holding = [repr(word) for key, word in alike.items() if "_" in key and name in key.split("_")]
+    if holding:
+        return f"; did you mean {' or '.join(holding)}?"
     near = [alike[word] for word in difflib.get_close_matches(name.replace("-", "_"), alike, n=1, cutoff=0.6)]
     return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"

@@ -13,7 +13,7 @@ TILE_IN = 1.9
 MASK_COLOUR = PALETTE[1]
 
 
-def draw_samples(
+def draw_augmented(
     image: np.ndarray, mask: np.ndarray, *, settings: Augmentation, seed: int = 0, n_samples: int = 9
 ) -> Picture:
     """Draw a sample and what augmentation makes of it, the mask in colour.
@@ -29,6 +29,11 @@ def draw_samples(
         Of the random numbers.
     n_samples : int
         Besides the original.
+
+    Returns
+    -------
+    Picture
+        ``light`` and ``dark``, the bytes of PNG files for either ground.
     """
     import jax
 

@@ -192,6 +192,35 @@ def test_a_demanded_gpu_that_is_missing(niseg, pipeline: Path, monkeypatch) -> N
     assert not (pipeline.parent / "d").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--wavelength-range", "a,b", "--wavelength-range: 'a,b' is no numbers with commas between"),
+        ("--shutters", "3,x", "--shutters: '3,x' is no whole number, nor several with commas between"),
+        ("--n-bins", "2.5", "--n-bins: invalid int value: '2.5'"),
+    ],
+)
+def test_lists_of_numbers_are_refused_in_words(niseg, tmp_path: Path, option, value, complaint) -> None:
+    status, _, err = niseg("simulate", "tof", tmp_path / "run", option, value)
+    assert status == 2 and err.count("\n") == 1 and complaint in err and "_read" not in err
+
+
+def test_help_of_generators_names_what_is_allowed(niseg) -> None:
+    _, roots, _ = niseg("simulate", "roots", "--help")
+    _, radiograph, _ = niseg("simulate", "radiograph", "--help")
+    assert all(word in roots for word in ("taprooted:", "fibrous:", "zarr, tif, h5", "--overwrite"))
+    assert "(default: )" not in radiograph and "--overwrite" in radiograph
+
+
+def test_too_little_memory_is_one_line_for_the_user(niseg, pipeline: Path, monkeypatch) -> None:
+    def fail(*args, **kwargs):
+        raise MemoryError("Unable to allocate 73 GiB")
+
+    monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", fail)
+    status, _, err = niseg("run", pipeline)
+    assert status == 2 and err.count("\n") == 1 and "not enough memory; give smaller data" in err and "73 GiB" in err
+
+
 def test_a_fault_of_ours_is_status_1_and_no_traceback(niseg, pipeline: Path, monkeypatch) -> None:
     def fail(*args, **kwargs):
         raise ValueError("two\nlines")

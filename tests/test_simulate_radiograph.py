@@ -13,8 +13,8 @@ from niseg_gpu import cli
 from niseg_gpu.backend import CPU
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.open import open_stack
-from niseg_gpu.simulate import radiograph
-from niseg_gpu.simulate.radiograph import simulate_radiograph
+from niseg_gpu.simulate import radiograph, radiograph_frames
+from niseg_gpu.simulate.radiograph import make_radiograph_frame, make_radiograph_sample, simulate_radiograph
 from niseg_gpu.simulate.spots import add_spots, draw_spots, expect_marked, extract_spots
 
 SMALL = {"height": 96, "width": 130, "n_frames": 3, "seed": 4}
@@ -52,6 +52,37 @@ def test_a_frame_does_not_depend_on_how_many_there_are(small, tmp_path):
     one, three = read_all(tmp_path / "one"), read_all(small)
     assert one["images/image_00000.tif"] == three["images/image_00000.tif"]
     assert three["images/image_00001.tif"] != three["images/image_00000.tif"]
+
+
+@pytest.mark.parametrize("options", [{}, {"spots": 0.03, "blur_pixels": 0.0, "open_beam_neutrons": 500.0}])
+def test_a_sample_in_memory_is_what_is_written(tmp_path, options):
+    simulate_radiograph(tmp_path / "run", **SMALL, **options)
+    truth = {name: tifffile.imread(tmp_path / "run" / "truth" / f"{name}.tif") for name in ("mask", "deposit", "clean")}
+    image, mask = make_radiograph_sample((96, 130), seed=4, **options)
+    assert image.dtype == np.uint16 and mask.dtype == np.uint8
+    np.testing.assert_array_equal(image, tifffile.imread(tmp_path / "run" / "images" / "image_00000.tif"))
+    np.testing.assert_array_equal(mask, truth["mask"][0])
+    frame = make_radiograph_frame((96, 130), seed=4, frame=2, **options)
+    np.testing.assert_array_equal(frame.image, tifffile.imread(tmp_path / "run" / "images" / "image_00002.tif"))
+    for name, expected in truth.items():
+        np.testing.assert_array_equal(getattr(frame, name), expected[2], err_msg=name)
+    assert (make_radiograph_sample((96, 130), seed=5, **options)[0] != image).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": (96, 96, 96)}, r"shape=\(96, 96, 96\); give 2 sides"),
+        ({"shape": (96, 8)}, r"shape=\(96, 8\); give 2 sides of 32 to 65536, such as 512x512"),
+        ({"spot": 0.02}, "a sample of simulate_radiograph has no parameter 'spot'; did you mean 'spots'"),
+        ({"n_frames": 2}, "has no parameter 'n_frames'"),
+        ({"spots": 2.0}, "spots=2.0 is out of range"),
+        ({"frame": -1}, "frame=-1 is out of range"),
+    ],
+)
+def test_samples_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        make_radiograph_frame(**{"shape": (96, 96), "seed": 1, **options})
 
 
 def test_known_values(small):
@@ -149,7 +180,7 @@ def test_values_out_of_range_are_refused(tmp_path, name, value):
 
 
 def test_clipped_values_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(radiograph, "SPOT_COUNTS", (30_000.0, 90_000.0))
+    monkeypatch.setattr(radiograph_frames, "SPOT_COUNTS", (30_000.0, 90_000.0))
     summary = simulate_radiograph(tmp_path / "run", **SMALL)
     images = np.stack([tifffile.imread(p) for p in sorted((tmp_path / "run" / "images").iterdir())])
     full = np.count_nonzero(images == 65535)
@@ -197,6 +228,16 @@ def test_spots_of_measured_dark_frames_replace_drawn_ones(tmp_path, data_dir):
     np.testing.assert_array_equal(added > 0, truth["deposit"] > 0)
     strong = truth["deposit"] > 20
     assert strong.sum() > 5 and (truth["mask"][strong] == 1).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_dark_frames_with_values_that_are_no_numbers_are_refused(tmp_path, value):
+    dark = np.full((64, 64), 300, np.float32)
+    dark[3, 3], dark[9, 9] = value, 900
+    np.testing.assert_array_equal(np.flatnonzero(extract_spots(dark, threshold=10.0)), [9 * 64 + 9])
+    np.save(tmp_path / "dark.npy", dark)
+    with pytest.raises(UserError, match="holds 1 values that are NaN or Inf"):
+        make_radiograph_sample((64, 64), seed=1, dark_frames=str(tmp_path / "dark.npy"))
 
 
 def test_dark_frames_without_spots_are_refused(tmp_path):

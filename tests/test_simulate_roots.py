@@ -19,7 +19,7 @@ from niseg_gpu.figures_roots import draw_previews
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.io.save import save_together
 from niseg_gpu.simulate.counter import draw_normal, make_key
-from niseg_gpu.simulate.roots import make_root_sample, read_shape, simulate_roots, stack_scene
+from niseg_gpu.simulate.roots import make_root_sample, simulate_roots, stack_scene
 from niseg_gpu.simulate.roots_growth import BOX, CYLINDER, Container, RootSystem, grow_roots
 from niseg_gpu.simulate.roots_raster import cut_capsules, draw_capsules
 from niseg_gpu.simulate.roots_scene import RootScene, build_scene, render_scene
@@ -303,14 +303,12 @@ def test_nothing_is_left_of_a_run_whose_pictures_fail(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("shape", ["64", "64x64x64x64", "16x64", "64xa", (64, None), ""])
-def test_shapes_that_make_no_sense_are_refused(shape):
-    with pytest.raises(UserError, match="give 2 or 3 sides of 32 to 65536"):
-        read_shape(shape)
-
-
-def test_shapes_are_read():
-    assert read_shape("64x48") == read_shape("64, 48") == read_shape((64, 48)) == (64, 48)
+@pytest.mark.parametrize("voxel_size_um", [1.0, 10.0, 10_000.0])
+@pytest.mark.parametrize("habit", ["taprooted", "fibrous"])
+def test_roots_grow_in_containers_of_any_size(voxel_size_um, habit):
+    for age in (0.1, 2.0):
+        scene = build((40, 36, 36), seed=1, voxel_size_um=voxel_size_um, habit=habit, age=age)
+        assert 1 in scene.roots.order and render_scene(scene).skeleton.sum() > 2
 
 
 @pytest.mark.parametrize(

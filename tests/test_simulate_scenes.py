@@ -64,6 +64,10 @@ def test_a_plan_and_its_materials_must_fit(tmp_path):
     np.save(tmp_path / "plan.npy", np.arange(3, dtype=np.uint8) * np.ones((40, 1), np.uint8))
     with pytest.raises(UserError, match=r"has 2 values other than 0 \(1, 2\), but materials names 1"):
         build_scene(str(tmp_path / "plan.npy"), height=1, width=1, materials="nickel")
+    for values in (np.zeros((40, 30), int), np.arange(1200).reshape(40, 30) % 257):
+        np.save(tmp_path / "plan.npy", values)
+        with pytest.raises(UserError, match=r"has (0|256) values other than 0; allowed: 1 to 255"):
+            read_plan(tmp_path / "plan.npy", materials=["nickel"] * (len(np.unique(values)) - 1))
     np.save(tmp_path / "float.npy", np.zeros((4, 5)))
     with pytest.raises(UserError, match="give one grey image of whole numbers"):
         read_plan(tmp_path / "float.npy", materials=[])

@@ -64,6 +64,11 @@ def test_what_is_no_texture_is_named(text):
         read_textures(text)
 
 
+def test_a_material_has_one_texture():
+    with pytest.raises(UserError, match="names 'nickel' twice"):
+        read_textures("nickel:111:0.7,copper:111:0.7,nickel:200:0.7")
+
+
 @pytest.mark.parametrize("text", ["nickel:000:0.7", "nickel:111:0", "nickel:111:nan"])
 def test_values_out_of_range_are_refused(text):
     with pytest.raises(UserError, match="ratio from 0.05 to 20"):

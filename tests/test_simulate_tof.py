@@ -136,12 +136,27 @@ def test_planted_spots_stand_out_and_dead_pixels_do_not_count(tmp_path):
         with np.load(tmp_path / "run" / "truth" / f"{name}.npz") as spots:
             place, amplitude = (spots["bin"], spots["y"], spots["x"]), spots["amplitude"]
         assert len(amplitude) == summary["n_spots"][beam]
+        mask = open_stack(tmp_path / "run" / "truth" / f"{name}.zarr")
+        assert mask.dims == ("tof", "y", "x") and mask.dtype == np.uint8
+        np.testing.assert_array_equal(np.argwhere(mask.values == 1), np.column_stack(place))
         assert len(amplitude) == pytest.approx(2e-3 * frames.size, rel=0.3)
         assert (amplitude > 0).all() and not dead[place[1:]].any()
         background = np.median(frames[:, ~dead], axis=1)[place[0]]
         # Every struck pixel holds at least its spot; the faintest spot is five times the noise of the brightest bin.
         assert (frames[place] >= amplitude).all()
         assert np.median(amplitude) > 5 * np.sqrt(background.max())
+
+
+def test_found_spots_are_judged_by_the_truth(niseg, tmp_path, monkeypatch):
+    monkeypatch.setattr("niseg_gpu.simulate.tof_truth.BLOCK_BYTES", 5 * 48 * 64)
+    simulate_tof(tmp_path / "run", scene=build_slab(height=48, width=64), spots=2e-3, n_bins=24, dead_pixels=0)
+    found, truth = tmp_path / "mask.zarr", tmp_path / "run" / "truth" / "spots.zarr"
+    cleaned = tmp_path / "clean.zarr"
+    assert niseg("remove-spots", tmp_path / "run" / "sample", cleaned, "--threshold", 500, "--mask", found)[0] == 0
+    status, said, complaint = niseg("evaluate", found, truth, "--json", tmp_path / "figures.json")
+    assert status == 0, complaint
+    figures = json.loads((tmp_path / "figures.json").read_text())["mask"]
+    assert figures["precision"] > 0.95 and figures["recall"] > 0.4 and "precision" in said
 
 
 def test_spot_amplitudes_fall_as_a_power_law():
@@ -273,6 +288,8 @@ def test_a_plan_is_what_is_seen(tmp_path):
     )
     labels = tifffile.imread(tmp_path / "run" / "truth" / "labels.tif")
     np.testing.assert_array_equal(labels, np.searchsorted([0, 80, 200], plan))
+    simulate_tof(tmp_path / "same", scene=plan, materials="nickel, copper", thickness_cm=0.5, n_bins=30)
+    assert hash_folder(tmp_path / "same") == hash_folder(tmp_path / "run")
     sample, open_beam = (read_frames(tmp_path / "run" / beam).sum(axis=0) for beam in ("sample", "open_beam"))
     ratio = [sample[labels == k].sum() / open_beam[labels == k].sum() for k in range(3)]
     assert ratio[1] < 0.6 < ratio[2] < 0.8 < ratio[0]
@@ -363,7 +380,10 @@ def test_nothing_is_left_of_a_failed_run(tmp_path, monkeypatch, fault):
         ({"resolution": 0.5}, "resolution=0.5"),
         ({"dark_counts": -1.0}, "dark_counts=-1.0"),
         ({"wavelength_range": (1.0, 30.0)}, r"wavelength_range=\(1, 30\)"),
-        ({"height": 8}, "at least 32 x 32"),
+        ({"height": 8}, "height=8 is out of range; give 32 to 65536"),
+        ({"width": 70_000}, "width=70000 is out of range"),
+        ({"dead_pixels": 48 * 64}, "leave none of 48 x 64 pixels alive"),
+        ({"chip_gap_pixels": 48}, "leave none of 48 x 64 pixels alive"),
         ({"n_bins": 0}, "n_bins=0"),
         ({"occupancy": 1.0}, "occupancy=1.0"),
         ({"occupancy": float("nan")}, "occupancy=nan"),

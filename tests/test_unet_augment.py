@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from niseg_gpu.errors import UserError
-from niseg_gpu.figures_augment import draw_samples
+from niseg_gpu.figures_augment import draw_augmented
 from niseg_gpu.pipeline.parameters import check_model, model_of
 from niseg_gpu.unet import augment as module
 from niseg_gpu.unet.augment import augment, augment_sample, draw_counts, list_turns
@@ -271,5 +271,5 @@ def test_parameters_are_light():
 
 def test_the_picture_is_drawn(shape):
     image, mask = make_balls(shape, 1)
-    picture = draw_samples(image[0], mask[0], settings=MOVING, n_samples=6)
+    picture = draw_augmented(image[0], mask[0], settings=MOVING, n_samples=6)
     assert picture.light.startswith(b"\x89PNG") and picture.width > picture.height

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable
 from functools import cache
 from typing import Any, get_type_hints
@@ -71,7 +71,7 @@ def add_keywords(parser: ArgumentParser, function: Callable[..., Any]) -> None:
     numbers = {"int | None": int, "float | None": float}
     for name, p in keywords_of(function).items():
         flag, text = f"--{name.replace('_', '-')}", texts.get(name, "").replace("%", "%%")
-        shown = f"{text} (default: {p.default})"
+        shown = f"{text} (default: {p.default})" if p.default != "" else text
         if p.default is False:
             parser.add_argument(flag, action="store_true", help=text)
         elif p.default is True:
@@ -88,12 +88,18 @@ def add_keywords(parser: ArgumentParser, function: Callable[..., Any]) -> None:
 
 def _read_numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between."""
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no numbers with commas between") from None
 
 
 def _read_counts(text: str) -> int | list[int]:
     """A whole number, or several with commas between."""
-    counts = [int(part) for part in text.split(",")]
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no whole number, nor several with commas between") from None
     return counts if len(counts) > 1 else counts[0]
 
 

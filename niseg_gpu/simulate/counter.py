@@ -25,7 +25,7 @@ def make_key(*words: int) -> np.uint64:
     """
     key = np.uint64(0)
     for word in words:
-        key = np.uint64(hash_counter(key, np.int64(word & (2**63 - 1))))
+        key = np.uint64(hash_counter(key, np.int64(int(word) & (2**63 - 1))))
     return key
 
 

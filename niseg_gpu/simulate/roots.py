@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from niseg_gpu.errors import UserError, suggest
-from niseg_gpu.simulate.folders import appear_when_whole
-from niseg_gpu.simulate.streams import check_limits
+from niseg_gpu.simulate.folders import appear_when_whole, write_summary
+from niseg_gpu.simulate.streams import check_limits, fill_options, read_shape
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,6 +70,7 @@ def simulate_roots(
     lines: float = 0.0,
     format: str = "zarr",
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write an image of roots in soil with its truth: a radiograph of a slab, or a tomogram of a pot.
 
@@ -86,7 +85,7 @@ def simulate_roots(
     Parameters
     ----------
     out : path
-        Folder to make; it must not exist. It appears when whole, else nothing is left.
+        Folder to make. It appears when whole, else nothing is left.
     draw : callable, optional
         Called with the folder before it appears, to put pictures into it.
     seed : int, optional
@@ -96,7 +95,7 @@ def simulate_roots(
     voxel_size_um : float, optional
         Side of a pixel or voxel.
     habit : {"taprooted", "fibrous"}, optional
-        One main root with laterals, or a tuft of main roots.
+        taprooted: one main root with laterals; fibrous: a tuft of main roots.
     n_plants : int, optional
         Plants side by side.
     age : float, optional
@@ -132,9 +131,11 @@ def simulate_roots(
     lines : float, optional
         The same of lines: along columns of a radiograph, along rows of slices.
     format : {"zarr", "tif", "h5", "npy"}, optional
-        Of the image and the truth.
+        Of the image and the truth: zarr, tif, h5 or npy.
     workers : int, optional
         Blocks at a time; default one a core.
+    overwrite : bool, optional
+        Whether an earlier simulation of that name is replaced.
 
     Returns
     -------
@@ -148,13 +149,15 @@ def simulate_roots(
     """
     import dask
 
-    parameters = {name: value for name, value in locals().items() if name not in ("out", "draw", "workers", "dask")}
+    parameters = {
+        name: value for name, value in locals().items() if name not in ("out", "draw", "workers", "overwrite", "dask")
+    }
     parameters["shape"] = read_shape(shape)
     _check_arguments({**parameters, "workers": workers})
     from niseg_gpu.io.save import save_together
     from niseg_gpu.simulate.roots_scene import build_scene
 
-    with appear_when_whole(Path(out)) as folder:
+    with appear_when_whole(Path(out), overwrite=overwrite) as folder:
         (folder / "truth").mkdir()
         scene = build_scene(**parameters)
         stacks = stack_scene(scene)
@@ -164,8 +167,7 @@ def simulate_roots(
             save_together(targets, provenance={"simulation": parameters})
         _write_axes(folder / "truth" / "roots.csv", scene)
         summary = {**parameters, **_summarize(scene)}
-        text = json.dumps(summary, indent=1)
-        (folder / "truth" / "simulation.json").write_text(text + "\n", encoding="utf-8")
+        write_summary(folder, summary)
         if draw is not None:
             draw(folder)
     return summary
@@ -191,16 +193,10 @@ def make_root_sample(shape: Sequence[int], *, seed: int, workers: int = 2, **opt
     mask : ndarray of uint8
         1 where there is root.
     """
-    import inspect
-
     from niseg_gpu.simulate.roots_scene import build_scene, render_scene
 
-    known = inspect.signature(simulate_roots).parameters
-    defaults = {n: p.default for n, p in known.items() if p.kind is p.KEYWORD_ONLY and n not in ("format", "workers")}
-    for name in options:
-        if name not in defaults:
-            raise UserError(f"make_root_sample has no parameter {name!r}{suggest(name, defaults)}")
-    parameters = {**defaults, **options, "seed": seed, "shape": read_shape(shape)}
+    given = fill_options(simulate_roots, options, left_out=("format", "workers", "overwrite", "seed", "shape"))
+    parameters = {**given, "seed": seed, "shape": read_shape(shape)}
     _check_arguments({**parameters, "format": "zarr", "workers": workers})
     rendered = render_scene(build_scene(**parameters), workers=workers)
     return rendered.image, rendered.mask
@@ -264,24 +260,6 @@ def stack_scene(scene: RootScene, *, block: tuple[int, int, int] | None = None) 
 def _take(rendered: Rendered, field: str, flat: bool) -> Any:
     values = getattr(rendered, field)
     return values[:, 0] if flat else values
-
-
-def read_shape(shape: str | Sequence[int]) -> tuple[int, ...]:
-    """Read ``512x512`` or ``64,64,64``, or take a sequence of whole numbers.
-
-    Raises
-    ------
-    UserError
-        What is not two or three whole numbers of 32 to 65536.
-    """
-    parts = [p for p in re.split(r"[x, ×()\[\]]+", shape) if p] if isinstance(shape, str) else list(shape)
-    try:
-        sides = tuple(int(part) for part in parts)
-    except (TypeError, ValueError):
-        sides = ()
-    if len(sides) not in (2, 3) or not all(32 <= side <= 65_536 for side in sides):
-        raise UserError(f"shape={shape!r}; give 2 or 3 sides of 32 to 65536, such as 512x512 or 256x256x256")
-    return sides
 
 
 def _check_arguments(given: dict[str, Any]) -> None:

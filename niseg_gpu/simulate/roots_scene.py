@@ -120,7 +120,7 @@ def build_scene(shape: tuple[int, ...], **options: Any) -> RootScene:
         n_plants=options["n_plants"],
         n_orders=options["n_orders"],
         thickness=options["root_thickness"],
-        step_mm=min(max(2.0 * voxel, 0.1), 0.5),
+        step_mm=min(max(2.0 * voxel, 0.1), 0.5, 0.05 * container.depth_mm),
     )
     start = draw_uniform(make_key(options["seed"], BARRIER), 0)
     depth = container.depth_mm / voxel

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.simulate.streams import check_limits
 
 # Standard deviation of the blur of edges by pixel and beam divergence, in pixels.
 EDGE_BLUR_PIXELS = 0.7
 
-SMALLEST_SIDE = 32
+SIDES = (32, 65_536)
 WEDGE_STEPS = 8
 THICKNESS_STEPS = 256
 
@@ -102,15 +103,17 @@ def build_mixture(*, height: int, width: int, thickness_cm: float = 1.0) -> Scen
 SCENES: Mapping[str, Callable[..., Scene]] = {"blocks": build_blocks, "wedge": build_wedge, "mixture": build_mixture}
 
 
-def build_scene(name: str, *, height: int, width: int, thickness_cm: float = 1.0, materials: str = "") -> Scene:
-    """Return the built-in scene of that name, or one from a plan in a file.
+def build_scene(
+    name: str | np.ndarray, *, height: int, width: int, thickness_cm: float = 1.0, materials: str = ""
+) -> Scene:
+    """Return the built-in scene of that name, or one from a plan in a file or an array.
 
     Parameters
     ----------
-    name : str
-        A key of `SCENES`, or a file whose name has an ending.
+    name : str or (Y, X) ndarray of integers
+        A key of `SCENES`, a file whose name has an ending, or a plan.
     height, width : int
-        Pixels, at least 32; a plan brings its own.
+        Pixels, 32 to 65536; a plan brings its own.
     thickness_cm : float, optional
         Of the thickest part along the beam.
     materials : str, optional
@@ -121,33 +124,54 @@ def build_scene(name: str, *, height: int, width: int, thickness_cm: float = 1.0
     UserError
         An unknown name, too few pixels, or materials that do not fit the plan.
     """
+    named = [part.strip() for part in materials.split(",") if part]
+    if isinstance(name, np.ndarray):
+        return build_plan(name, materials=named, thickness_cm=thickness_cm)
     if Path(name).suffix or Path(name).exists():
-        return read_plan(
-            name, materials=[part.strip() for part in materials.split(",") if part], thickness_cm=thickness_cm
-        )
+        return read_plan(name, materials=named, thickness_cm=thickness_cm)
     if name not in SCENES:
-        raise UserError(f"unknown scene {name!r}{suggest(name, SCENES)}; or give the file of a plan")
+        raise UserError(f"unknown scene {name!r}, which is no file of a plan either{suggest(name, SCENES)}")
     if materials:
         raise UserError(f"materials={materials!r} goes with a plan in a file, scene {name!r} has its own; leave it out")
-    if min(height, width) < SMALLEST_SIDE:
-        raise UserError(
-            f"scene {name!r} needs at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, got {height} x {width}"
-        )
+    check_limits({"height": height, "width": width}, dict.fromkeys(("height", "width"), SIDES))
     return SCENES[name](height=height, width=width, thickness_cm=thickness_cm)
 
 
 def read_plan(path: str | Path, *, materials: Sequence[str], thickness_cm: float = 1.0) -> Scene:
-    """Return a scene from an image of labels: 0 is the void, each other value a material, all equally thick."""
+    """Return the scene of a plan in a file; see `build_plan`."""
     from niseg_gpu.io.open import open_stack
 
     plan = np.squeeze(np.asarray(open_stack(str(path)).data))
+    return build_plan(plan, name=f"plan '{path}'", materials=materials, thickness_cm=thickness_cm)
+
+
+def build_plan(plan: np.ndarray, *, materials: Sequence[str], thickness_cm: float = 1.0, name: str = "plan") -> Scene:
+    """Return a scene from labels, (Y, X): 0 is the void, each other value a material, all equally thick.
+
+    Parameters
+    ----------
+    plan : (Y, X) ndarray of integers or bool
+    materials : sequence of str
+        One for each value but 0, in rising order.
+    thickness_cm : float, optional
+        Along the beam.
+    name : str, optional
+        What errors call it.
+
+    Raises
+    ------
+    UserError
+        No such plan, or materials that do not fit it.
+    """
     if plan.ndim != 2 or plan.dtype.kind not in "biu":
-        raise UserError(f"plan '{path}' is {plan.shape} of {plan.dtype}; give one grey image of whole numbers")
+        raise UserError(f"{name} is {plan.shape} of {plan.dtype}; give one grey image of whole numbers")
     values = [value for value in np.unique(plan).tolist() if value]
+    if not 1 <= len(values) <= 255:
+        raise UserError(f"{name} has {len(values)} values other than 0; allowed: 1 to 255, one for each material")
     if len(values) != len(materials):
         listed = ", ".join(map(str, values[:10]))
         raise UserError(
-            f"plan '{path}' has {len(values)} values other than 0 ({listed}), but materials names {len(materials)}; "
+            f"{name} has {len(values)} values other than 0 ({listed}), but materials names {len(materials)}; "
             "name one material for each value"
         )
     return fill_scene(tuple(materials), np.stack([_blur(plan == value) for value in values]), thickness_cm=thickness_cm)
@@ -169,9 +193,11 @@ def fill_scene(
 
 def shape_beam(height: int, width: int) -> np.ndarray:
     """Return a smooth beam profile, (Y, X) float32, 1 at its brightest, a little off the middle."""
-    y = ((np.arange(height) + 0.5) / height - 0.47)[:, None]
     x = (np.arange(width) + 0.5) / width - 0.54
-    return (1.0 / (1.0 + 1.2 * y * y + 0.9 * x * x)).astype(np.float32)
+    profile = np.empty((height, width), np.float32)
+    for row, y in zip(profile, (np.arange(height) + 0.5) / height - 0.47, strict=True):
+        row[:] = 1.0 / (1.0 + 1.2 * y * y + 0.9 * x * x)
+    return profile
 
 
 def _cover(start: float, stop: float, n_pixels: int) -> np.ndarray:

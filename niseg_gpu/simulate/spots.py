@@ -77,7 +77,10 @@ def expect_marked(limit: np.ndarray, *, exponent: float, counts_range: tuple[flo
     shapes = (_draw_points, _draw_blobs, _draw_clusters, _draw_tracks)
     pixels = [(shape(centre, rng)[2] ** (exponent - 1.0)).sum(axis=1).mean() for shape in shapes]
     low, high = (c ** (1.0 - exponent) for c in counts_range)
-    exceeding = (np.clip(limit, *counts_range) ** (1.0 - exponent) - high) / (low - high)
+    exceeding = np.clip(limit, *counts_range)
+    np.power(exceeding, 1.0 - exponent, out=exceeding)
+    exceeding -= high
+    exceeding /= low - high
     return float(np.dot(SHARES, pixels) * exceeding.mean(dtype=np.float64))
 
 
@@ -99,7 +102,7 @@ def extract_spots(dark: Any, *, size: int = 3, threshold: float) -> Any:
     Returns
     -------
     (..., Y, X) array of float32
-        ``dark - median`` where that is above the threshold, else 0.
+        ``dark - median`` where that is above the threshold, else 0, also where it is NaN or Inf.
     """
     if size < 3 or size % 2 == 0:
         raise UserError(f"extract_spots got size {size}; allowed: odd, 3 or more")
@@ -107,7 +110,7 @@ def extract_spots(dark: Any, *, size: int = 3, threshold: float) -> Any:
     xp = backend.xp
     median = backend.median(dark, size=(1,) * (dark.ndim - 2) + (size, size))
     excess = xp.astype(dark, xp.float32) - xp.astype(median, xp.float32)
-    return xp.where(excess > threshold, excess, xp.asarray(0, dtype=xp.float32))
+    return xp.where((excess > threshold) & xp.isfinite(excess), excess, xp.asarray(0, dtype=xp.float32))
 
 
 def measure_spots(path: str) -> np.ndarray:
@@ -121,13 +124,15 @@ def measure_spots(path: str) -> np.ndarray:
     if frames.ndim < 2 or frames.size == 0:
         raise UserError(f"dark_frames '{path}' is of shape {frames.shape}; give images")
     frames = frames.reshape(-1, *frames.shape[-2:])
+    n_bad = np.count_nonzero(~np.isfinite(frames))
+    if n_bad:
+        raise UserError(f"dark_frames '{path}' holds {n_bad} values that are NaN or Inf; replace them first")
     residual = frames - backend_of(frames).median(frames, size=(1, 3, 3)).astype(np.float32)
     scatter = 1.4826 * float(np.median(np.abs(residual[:: max(1, len(frames) // 8)])))
-    deposits = extract_spots(frames, threshold=5.0 * max(scatter, 0.5))
+    threshold = 5.0 * max(scatter, 0.5)
+    deposits = extract_spots(frames, threshold=threshold)
     if not deposits.any():
-        raise UserError(
-            f"dark_frames '{path}' has no pixel {5 * scatter:g} above its neighbours; give frames with spots"
-        )
+        raise UserError(f"dark_frames '{path}' has no pixel {threshold:g} above its neighbours; give frames with spots")
     return deposits
 
 

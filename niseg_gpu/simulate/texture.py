@@ -43,11 +43,12 @@ def read_textures(text: str) -> dict[str, Texture]:
         try:
             name, hkl, ratio = part.split(":")
             h, k, l = map(int, hkl)  # noqa: E741 - Miller's own letters
-            textures[name] = Texture((h, k, l), float(ratio))
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
+            texture = Texture((h, k, l), float(ratio))
+        except ValueError:
             raise UserError(f"texture {part!r} is not MATERIAL:HKL:RATIO, such as alpha_iron:110:0.7") from None
+        if name in textures:
+            raise UserError(f"texture names {name!r} twice; give one direction for each material")
+        textures[name] = texture
     return textures
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import numpy as np
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.simulate.bragg import LONGEST_WAVELENGTH_ANGSTROM, SHORTEST_WAVELENGTH_ANGSTROM
 from niseg_gpu.simulate.detector import TRIGGER_BRANCH, Exposure, Faults, WindowCounts, expose_window
-from niseg_gpu.simulate.folders import appear_when_whole
+from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.mcp_files import INT16_MAX, write_shutter_count, write_shutter_times, write_spectra
 from niseg_gpu.simulate.scenes import Scene, build_scene, shape_beam
 from niseg_gpu.simulate.streams import check_limits, start_rng
 from niseg_gpu.simulate.texture import Texture, read_textures
 from niseg_gpu.simulate.timing import Timing, compute_spectrum, plan_timing
+from niseg_gpu.simulate.tof_truth import join_spots, write_spots, write_truth
 from niseg_gpu.simulate.transmission import prepare_matter
 
 SAMPLE_STREAM, OPEN_BEAM_STREAM, DEAD_PIXEL_STREAM = 0, 1, 2
@@ -29,12 +29,13 @@ SAMPLE_STREAM, OPEN_BEAM_STREAM, DEAD_PIXEL_STREAM = 0, 1, 2
 
 def simulate_tof(
     out: str | os.PathLike,
+    draw: Callable[[Path], Any] | None = None,
     *,
     seed: int = 2018,
     n_bins: int = 250,
     height: int = 256,
     width: int = 256,
-    scene: str | Scene = "blocks",
+    scene: str | np.ndarray | Scene = "blocks",
     materials: str = "",
     thickness_cm: float = 1.0,
     texture: str = "",
@@ -52,27 +53,31 @@ def simulate_tof(
     chip_gap_pixels: int = 0,
     open_beam: bool = True,
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a ToF run as an MCP/Timepix detector would: sample, open beam and truth.
 
     ``out/sample`` and ``out/open_beam`` hold ``run_00000.fits`` and so on (big-endian int16), ``run_Spectra.txt``,
     ``run_ShutterCount.txt`` and ``run_ShutterTimes.txt``. ``out/truth`` holds ``labels.tif`` (uint8),
     ``thickness_cm.tif`` (float32, a page for each material), ``dead.tif`` (uint8), ``materials.json`` (names of the
-    labels), ``spots.npz`` and ``open_beam_spots.npz`` (``bin``, ``y``, ``x``, ``amplitude`` in counts) and
-    ``simulation.json`` (parameters and totals). The same arguments give the same bytes, whatever the workers.
+    labels), ``spots.npz`` and ``open_beam_spots.npz`` (``bin``, ``y``, ``x``, ``amplitude`` in counts), the same as
+    masks of all bins, ``spots.zarr`` and ``open_beam_spots.zarr`` (uint8), and ``simulation.json`` (parameters and
+    totals). The same arguments give the same bytes, whatever the workers.
 
     Parameters
     ----------
     out : path
-        Folder to make; it must not exist. It appears when whole, else nothing is left.
+        Folder to make. It appears when whole, else nothing is left.
+    draw : callable, optional
+        Called with the folder before it appears, to put pictures into it.
     seed : int, optional
         Of all random numbers.
     n_bins : int, optional
         ToF bins.
     height, width : int, optional
         Pixels; a plan or a `Scene` brings its own.
-    scene : str or Scene, optional
-        What stands in the beam: blocks, wedge, mixture, or the file of a plan (a grey image of labels, 0: void)
+    scene : str or (Y, X) ndarray of integers or Scene, optional
+        What stands in the beam: blocks, wedge, mixture, or a plan, the file of one or an array (labels, 0: void)
     materials : str, optional
         For a plan: alpha_iron, gamma_iron, austenitic_steel, nickel, aluminium, copper, zirconium; names with commas,
         one for each of its values but 0, in rising order
@@ -111,6 +116,8 @@ def simulate_tof(
         Whether to simulate the open beam too.
     workers : int, optional
         Threads; default one a core.
+    overwrite : bool, optional
+        Whether an earlier simulation of that name is replaced.
 
     Returns
     -------
@@ -140,7 +147,7 @@ def simulate_tof(
     matter = prepare_matter(scene, timing, resolution=resolution, textures=_find_textures(texture, scene))
     faults = Faults(overlap, dark_counts, spots, spot_counts)
 
-    with appear_when_whole(Path(out)) as folder:
+    with appear_when_whole(Path(out), overwrite=overwrite) as folder:
         beams = {"sample": (SAMPLE_STREAM, matter)} | ({"open_beam": (OPEN_BEAM_STREAM, None)} if open_beam else {})
         exposures = []
         for name, (stream, stands) in beams.items():
@@ -163,7 +170,13 @@ def simulate_tof(
             "texture": texture,
             **_sum_up(exposures, results),
         }
-        _write_truth(folder / "truth", scene, dead, exposures, results, summary)
+        write_truth(folder / "truth", scene, dead=dead)
+        for name, windows in zip(beams, results, strict=True):
+            stem = "spots" if name == "sample" else f"{name}_spots"
+            write_spots(folder / "truth" / stem, join_spots(windows), shape=summary["shape"], workers=workers)
+        write_summary(folder, summary)
+        if draw is not None:
+            draw(folder)
     return summary
 
 
@@ -229,6 +242,11 @@ def _place_dead(height: int, width: int, *, seed: int, dead_pixels: int, chip_ga
     for axis, size in enumerate((height, width)):
         first = (size - chip_gap_pixels) // 2
         dead[(slice(None),) * axis + (slice(first, first + chip_gap_pixels),)] = True
+    if dead.all():
+        raise UserError(
+            f"dead_pixels={dead_pixels} and chip_gap_pixels={chip_gap_pixels} leave none of {height} x {width} pixels "
+            "alive; give fewer"
+        )
     return dead
 
 
@@ -273,34 +291,6 @@ def _sum_up(exposures: list[Exposure], results: list[list[WindowCounts]]) -> dic
         "window_bins": [list(bins) for bins in timing.window_bins],
         "n_triggers": {exposure.folder.name: list(exposure.n_triggers) for exposure in exposures},
         "n_counts": {name: sum(sum(window.n_counts) for window in windows) for name, windows in by_name.items()},
-        "n_spots": {name: sum(map(len, _join_spots(windows))) for name, windows in by_name.items()},
+        "n_spots": {name: len(join_spots(windows)) for name, windows in by_name.items()},
         "n_clipped": sum(window.n_clipped for windows in results for window in windows),
     }
-
-
-def _join_spots(windows: list[WindowCounts]) -> list[np.ndarray]:
-    return [spots for window in windows for spots in window.spots]
-
-
-def _write_truth(
-    folder: Path,
-    scene: Scene,
-    dead: np.ndarray,
-    exposures: list[Exposure],
-    results: list[list[WindowCounts]],
-    summary: dict[str, Any],
-) -> None:
-    import tifffile
-
-    folder.mkdir()
-    tifffile.imwrite(folder / "labels.tif", scene.labels)
-    thickness = scene.thickness_cm if scene.materials else np.zeros((1, *scene.labels.shape), np.float32)
-    tifffile.imwrite(folder / "thickness_cm.tif", thickness, photometric="minisblack")
-    tifffile.imwrite(folder / "dead.tif", dead.astype(np.uint8))
-    names = {str(label): name for label, name in enumerate(("void", *scene.materials))}
-    (folder / "materials.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-    (folder / "simulation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    for exposure, windows in zip(exposures, results, strict=True):
-        prefix = "" if exposure.stream == SAMPLE_STREAM else f"{exposure.folder.name}_"
-        columns = np.concatenate(_join_spots(windows)).T
-        np.savez(folder / f"{prefix}spots.npz", **dict(zip(("bin", "y", "x", "amplitude"), columns, strict=True)))
