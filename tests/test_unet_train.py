@@ -172,3 +172,73 @@ def test_windows_cover_every_pixel_once_and_samples_lie_inside() -> None:
     assert window == (20, 17)
     drawn, masks = draw_samples(samples, jax.random.key(0), batch=64, window=window)
     assert masks.min() == 1 and {float(v) for v in np.unique(drawn)} == {1.0, 2.0}
+
+
+SIMULATED = {"simulate": "radiograph", "simulate_shape": [64, 80], "simulate_images": 3, "robust": True}
+
+
+def test_simulated_images_are_new_in_each_epoch_and_the_same_after_a_cut(tmp_path, monkeypatch) -> None:
+    from niseg_gpu.pipeline import training_images
+
+    how = {**SMALL, **SIMULATED, "simulate_options": {"spots": 0.03}}
+    drawn = []
+    real = training_images.Simulation.draw
+
+    def draw(self, epoch):
+        drawn.append((epoch, real(self, epoch)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(training_images.Simulation, "draw", draw)
+    said = train_unet(tmp_path / "whole", **how, epochs=3)
+    assert "validated on 1 simulated images; learnt from new simulated ones in each epoch" in said
+    by_epoch = dict(drawn)
+    assert sorted(by_epoch) == [1, 2, 3]
+    images = [image.tobytes() for pairs in by_epoch.values() for image in pairs.images]
+    assert len(set(images)) == 9
+    assert all(
+        image.dtype == np.uint16 and 0.005 < mask.mean() < 0.1
+        for p in by_epoch.values()
+        for image, mask in zip(*p, strict=True)
+    )
+    model = load_unet(tmp_path / "whole")
+    assert model.training["simulate_options"] == {"spots": 0.03} and model.training["images"] is None
+
+    shutil.copytree(tmp_path / "whole.training", tmp_path / "cut.training")
+    for last in tmp_path.glob("cut.training/**/epoch-00003"):
+        shutil.rmtree(last)
+    train_unet(tmp_path / "cut", **how, epochs=3, resume=True)
+    assert history_of(tmp_path / "cut.training") == history_of(tmp_path / "whole.training")
+    with pytest.raises(UserError, match="simulate_options"):
+        train_unet(tmp_path / "cut", **{**how, "simulate_options": {}}, epochs=3, resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize("shape, dims", [([40, 48], 2), (36, 3)])
+def test_simulated_roots(tmp_path, shape, dims) -> None:
+    how = {
+        **SMALL,
+        "simulate": "roots",
+        "simulate_shape": shape,
+        "simulate_images": 1,
+        "spatial_dims": dims,
+        "crop": 16,
+    }
+    train_unet(tmp_path / "m", **how, epochs=1, simulate_options={"voxel_size_um": 500})
+    assert load_unet(tmp_path / "m").training["simulate_shape"] == ([40, 48] if dims == 2 else [36, 36, 36])
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"simulate": None}, "either images with masks, or simulate"),
+        ({"images": ["a.npy"], "masks": ["b.npy"]}, "either images with masks, or simulate"),
+        ({"validation_rows": 0.5}, "validated on others anyway"),
+        ({"spatial_dims": 3}, "allowed: roots for volumes"),
+        ({"simulate_shape": [64, 64, 64]}, "allowed: one side, or 2"),
+        ({"simulate_options": {"spot": 0.1}}, "did you mean 'spots'"),
+        ({"simulate_options": {"seed": 1}}, "give unet train's seed"),
+    ],
+)
+def test_a_simulation_that_can_not_be_is_said_before_anything_is_learnt(tmp_path, change, complaint) -> None:
+    with pytest.raises(UserError, match=complaint):
+        train_unet(tmp_path / "m", **{**SMALL, **SIMULATED, **change}, epochs=1)
+    assert not (tmp_path / "m").exists() and not (tmp_path / "m.training").exists()
