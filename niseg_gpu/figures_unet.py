@@ -34,14 +34,14 @@ def draw_history(history: Sequence[Mapping[str, Any]], *, best_epoch: int, width
         Marked in every panel.
     """
     epochs = [row["epoch"] for row in history]
-    wide, high, gap, left, top = 1 / 5, 0.5, 0.052, 0.048, 0.93
+    wide, high, gap, left, top = 1 / 5, 0.54, 0.052, 0.048, 0.99
 
     def draw(figure: Any, theme: Theme) -> None:
         for i, (name, title) in enumerate(PANELS.items()):
             row, column = divmod(i, 5)
             box = (left + column * wide * 0.985, top - (row + 1) * high * 0.9 + 0.07, wide - gap, high * 0.9 - 0.17)
             ax = figure.add_axes(box, facecolor=theme.ground)
-            ax.axvline(best_epoch, color=theme.muted, linewidth=0.8, linestyle=(0, (4, 3)))
+            ax.axvline(best_epoch, color=theme.muted, linewidth=0.8, linestyle=(0, (4, 3)), label="epoch kept")
             for prefix, colour, label in (("", PALETTE[0], "training"), ("val_", PALETTE[1], "validation")):
                 values = [_value(entry, prefix, name) for entry in history]
                 ax.plot(epochs, values, color=colour, linewidth=1.3, marker="o", markersize=2.5, label=label)
@@ -53,7 +53,9 @@ def draw_history(history: Sequence[Mapping[str, Any]], *, best_epoch: int, width
             if row:
                 ax.set_xlabel("epoch", color=theme.ink, fontsize=9)
             if i == 0:
-                ax.legend(fontsize=8, labelcolor=theme.ink, facecolor=theme.ground, edgecolor=theme.grid)
+                handles, labels = ax.get_legend_handles_labels()
+                shown = {"fontsize": 8, "labelcolor": theme.ink, "facecolor": theme.ground, "edgecolor": theme.grid}
+                ax.legend([*handles[1:], handles[0]], [*labels[1:], labels[0]], **shown)
 
     return render(draw, width_in, 5.4)
 

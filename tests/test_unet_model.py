@@ -133,6 +133,13 @@ def test_weights_are_drawn_alike_again_and_otherwise_with_another_seed() -> None
     assert not np.array_equal(first["head"]["kernel"], other["head"]["kernel"])
 
 
+def test_a_relu_for_a_probability_starts_with_the_weights_of_the_lecture() -> None:
+    kernel = init_weights(spot_config(output="relu"))[0]["bottom"]["second"]["conv"]["kernel"]
+    most = np.sqrt(6 / (9 * (96 + 96)))  # Keras's glorot_uniform
+    assert 0.999 * most < abs(kernel).max() <= most
+    assert kernel.std() == pytest.approx(most / np.sqrt(3), rel=0.01)
+
+
 def test_training_slopes_are_finite_and_statistics_run() -> None:
     config = small("residual", base_depth=2)
     params, state = init_weights(config)

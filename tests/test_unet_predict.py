@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -170,6 +173,45 @@ def test_less_memory_gives_smaller_tiles_and_the_same_result(monkeypatch: pytest
     monkeypatch.setattr(type(CPU), "free_bytes", lambda self: 10_000)
     with pytest.raises(UserError, match="for a tile of 52 x 52, the smallest, and 0.00 GB are free; cut the image"):
         predict_unet(image, SPOTS)
+
+
+MEASURE = """
+import sys
+import numpy as np
+from niseg_gpu.unet.config import UNetConfig
+from niseg_gpu.unet.folder import UNetModel
+from niseg_gpu.unet.model import init_weights
+from niseg_gpu.unet.predict import plan_memory, predict_unet
+
+dims, depth, side, pixels = map(int, sys.argv[1:])
+
+def read(name):
+    lines = dict(line.split(":") for line in open("/proc/self/status"))
+    return 1024 * int(lines[name].split()[0])
+
+config = UNetConfig(spatial_dims=dims, base_depth=depth, levels=3)
+model = UNetModel(config, *init_weights(config))
+image = np.random.default_rng(0).normal(0, 1, (side,) * dims).astype(np.float32)
+planned = plan_memory(image, model, result="probability", tile_pixels=pixels).total
+predict_unet(image[(slice(32),) * dims], model, result="probability")
+open("/proc/self/clear_refs", "w").write("5")  # forgets the peak
+before = read("VmRSS")
+predict_unet(image, model, result="probability", tile_pixels=pixels)
+print(planned, read("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak memory of a part")
+@pytest.mark.parametrize("dims, depth, side, pixels", [(2, 24, 1400, 10**6), (3, 16, 112, 2 * 10**6)])
+def test_no_more_memory_is_taken_than_was_planned(dims: int, depth: int, side: int, pixels: int) -> None:
+    """By the operating system's figure; a compiler's and a library's own tens of megabytes come on top."""
+    sizes = [str(number) for number in (dims, depth, side, pixels)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *sizes], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    planned, used = map(int, done.stdout.split())
+    assert 0.6 * planned < used < planned + 40e6, (planned, used)
 
 
 def test_bfloat16_is_near() -> None:

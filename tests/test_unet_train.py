@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +175,142 @@ def test_windows_cover_every_pixel_once_and_samples_lie_inside() -> None:
     assert window == (20, 17)
     drawn, masks = draw_samples(samples, jax.random.key(0), batch=64, window=window)
     assert masks.min() == 1 and {float(v) for v in np.unique(drawn)} == {1.0, 2.0}
+
+
+SIMULATED = {"simulate": "radiograph", "simulate_shape": [64, 80], "simulate_images": 3, "robust": True}
+
+
+def test_simulated_images_are_new_in_each_epoch_and_the_same_after_a_cut(tmp_path, monkeypatch) -> None:
+    from niseg_gpu.pipeline import training_images
+
+    how = {**SMALL, **SIMULATED, "simulate_options": {"spots": 0.03}}
+    drawn = []
+    real = training_images.Simulation.draw
+
+    def draw(self, epoch):
+        drawn.append((epoch, real(self, epoch)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(training_images.Simulation, "draw", draw)
+    said = train_unet(tmp_path / "whole", **how, epochs=3)
+    assert "validated on 1 simulated images; learnt from new simulated ones in each epoch" in said
+    by_epoch = dict(drawn)
+    assert sorted(by_epoch) == [1, 2, 3]
+    images = [image.tobytes() for pairs in by_epoch.values() for image in pairs.images]
+    assert len(set(images)) == 9
+    assert all(
+        image.dtype == np.uint16 and 0.005 < mask.mean() < 0.1
+        for p in by_epoch.values()
+        for image, mask in zip(*p, strict=True)
+    )
+    model = load_unet(tmp_path / "whole")
+    assert model.training["simulate_options"] == {"spots": 0.03} and model.training["images"] is None
+
+    shutil.copytree(tmp_path / "whole.training", tmp_path / "cut.training")
+    for last in tmp_path.glob("cut.training/**/epoch-00003"):
+        shutil.rmtree(last)
+    train_unet(tmp_path / "cut", **how, epochs=3, resume=True)
+    assert history_of(tmp_path / "cut.training") == history_of(tmp_path / "whole.training")
+    with pytest.raises(UserError, match="simulate_options"):
+        train_unet(tmp_path / "cut", **{**how, "simulate_options": {}}, epochs=3, resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize("shape, dims", [([40, 48], 2), (36, 3)])
+def test_simulated_roots(tmp_path, shape, dims) -> None:
+    how = {
+        **SMALL,
+        "simulate": "roots",
+        "simulate_shape": shape,
+        "simulate_images": 1,
+        "spatial_dims": dims,
+        "crop": 16,
+    }
+    train_unet(tmp_path / "m", **how, epochs=1, simulate_options={"voxel_size_um": 500})
+    assert load_unet(tmp_path / "m").training["simulate_shape"] == ([40, 48] if dims == 2 else [36, 36, 36])
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"simulate": None}, "either images with masks, or simulate"),
+        ({"images": ["a.npy"], "masks": ["b.npy"]}, "either images with masks, or simulate"),
+        ({"validation_rows": 0.5}, "validated on others anyway"),
+        ({"spatial_dims": 3}, "allowed: roots for volumes"),
+        ({"simulate_shape": [64, 64, 64]}, "allowed: one side, or 2"),
+        ({"simulate_options": {"spot": 0.1}}, "did you mean 'spots'"),
+        ({"simulate_options": {"seed": 1}}, "give unet train's seed"),
+    ],
+)
+def test_a_simulation_that_can_not_be_is_said_before_anything_is_learnt(tmp_path, change, complaint) -> None:
+    with pytest.raises(UserError, match=complaint):
+        train_unet(tmp_path / "m", **{**SMALL, **SIMULATED, **change}, epochs=1)
+    assert not (tmp_path / "m").exists() and not (tmp_path / "m.training").exists()
+
+
+TWO_DEVICES = """
+import sys
+from pathlib import Path
+import jax
+from niseg_gpu.pipeline.learn import train_unet
+assert len(jax.devices()) == 2
+from niseg_gpu.unet import train
+real, seen = train.count_batch, []
+def count(logits, labels, *rest, **options):
+    jax.debug.inspect_array_sharding(logits, callback=lambda s: seen.append(len(s.device_set)))
+    return real(logits, labels, *rest, **options)
+train.count_batch = count
+train_unet(
+    Path(sys.argv[1]), simulate="radiograph", simulate_shape=[64, 80], simulate_images=2, robust=True, base_depth=4,
+    levels=2, crop=32, steps_per_epoch=3, batch=4, epochs=2, augmentation=False, norm="batch", device="cpu", quiet=True,
+)
+assert seen and max(seen) == 2, seen
+"""
+
+
+def test_two_devices_learn_what_one_does(tmp_path) -> None:
+    how = {
+        **SMALL, "simulate": "radiograph", "simulate_shape": [64, 80], "simulate_images": 2, "robust": True,
+        "steps_per_epoch": 3, "batch": 4, "norm": "batch",
+    }  # fmt: skip
+    train_unet(tmp_path / "one", **how, epochs=2, augmentation=False)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES, str(tmp_path / "two")],
+        env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for one, two in zip(*(history_of(tmp_path / f"{n}.training") for n in ("one", "two")), strict=True):
+        assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-4)
+        # Adam's first steps turn rounding of small slopes into steps of the learning rate
+        assert float(one["val_loss"]) == pytest.approx(float(two["val_loss"]), rel=1e-2)
+
+
+def test_a_loss_that_is_no_number_later_keeps_the_epoch_before(tmp_path, monkeypatch) -> None:
+    import jax.numpy as jnp
+
+    from niseg_gpu.pipeline import training_images
+    from niseg_gpu.unet import losses
+
+    draw, bce = training_images.Simulation.draw, losses.bce
+
+    def draw_spots_only(self, epoch):
+        found = draw(self, epoch)
+        return found if epoch < 3 else found._replace(masks=[np.ones_like(mask) for mask in found.masks])
+
+    def break_on_spots_only(logits, labels, valid=None):
+        return jnp.where(jnp.all(labels != 0), jnp.nan, bce(logits, labels, valid))
+
+    monkeypatch.setattr(training_images.Simulation, "draw", draw_spots_only)
+    monkeypatch.setitem(losses.LOSSES, "bce", break_on_spots_only)
+    said = train_unet(tmp_path / "m", **{**SMALL, **SIMULATED, "augmentation": False}, epochs=5)
+    assert "stopped early: the loss was nan in epoch 3" in said
+    assert load_unet(tmp_path / "m").training["epochs_done"] == 2 and len(history_of(tmp_path / "m.training")) == 2
+
+
+def test_activations_of_16_bits_learn_too(tmp_path) -> None:
+    for precision in ("float32", "bfloat16"):
+        how = {**SMALL, **SIMULATED, "augmentation": False, "precision": precision, "compress": True}
+        train_unet(tmp_path / precision, **how, epochs=1)
+    exact, rough = (history_of(tmp_path / f"{name}.training")[0] for name in ("float32", "bfloat16"))
+    assert float(rough["loss"]) == pytest.approx(float(exact["loss"]), rel=0.02) and rough["loss"] != exact["loss"]
+    assert load_unet(tmp_path / "bfloat16").params["head"]["kernel"].dtype == np.float32

@@ -7,6 +7,7 @@ import io
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from niseg_gpu.backend import select
 from niseg_gpu.errors import UserError
 from niseg_gpu.pipeline.files import write_file
 from niseg_gpu.pipeline.progress import show_progress
+from niseg_gpu.pipeline.training_images import Renewed, plan_simulation, read_pairs, split_pairs
 from niseg_gpu.unet.augmentation import Augmentation
 from niseg_gpu.unet.config import UNetConfig
 
@@ -27,8 +29,12 @@ Side = Annotated[int, Ge(4)]
 def train_unet(
     out: Path,
     *,
-    images: Annotated[list[str], MinLen(1)],
-    masks: Annotated[list[str], MinLen(1)],
+    images: Annotated[list[str], MinLen(1)] | None = None,
+    masks: Annotated[list[str], MinLen(1)] | None = None,
+    simulate: Literal["radiograph", "roots"] | None = None,
+    simulate_images: Annotated[int, Ge(1)] = 8,
+    simulate_shape: Annotated[list[Side], MinLen(1)] | Side | None = None,
+    simulate_options: dict[str, Any] | None = None,
     validation_images: list[str] | None = None,
     validation_masks: list[str] | None = None,
     validation_rows: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
@@ -72,6 +78,14 @@ def train_unet(
         Folder of the model; checkpoints, history and its picture go into one beside it, ``OUT.training``.
     images, masks : list of str
         A mask for each image, in order: 0 for background, one more label, or the numbers of classes.
+    simulate : {"radiograph", "roots"}
+        Learn from simulated images instead, new ones in each epoch.
+    simulate_images : int
+        Of an epoch; a quarter as many, of other seeds, are validated on where no validation images are given.
+    simulate_shape : int or list of int
+        Their sides in pixels; 1024 for radiographs, 512 for roots in a slab and 96 in a pot.
+    simulate_options : dict
+        Of ``niseg-gpu simulate``, such as ``spots: 0.02``.
     validation_images, validation_masks : list of str
         Others than those to learn from; without them, the last fifth of the images.
     validation_rows : float
@@ -133,7 +147,7 @@ def train_unet(
     from niseg_gpu.unet.folder import UNetModel, check_unet_target, save_unet
     from niseg_gpu.unet.layers import Run
     from niseg_gpu.unet.normalise import fit_normalisation
-    from niseg_gpu.unet.samples import check_pairs, choose_crop, cut_frames, put_samples
+    from niseg_gpu.unet.samples import choose_crop, put_samples
     from niseg_gpu.unet.train import Plan, Schedule, train
 
     check_unet_target(out, overwrite=overwrite)
@@ -144,17 +158,32 @@ def train_unet(
         spatial_dims=spatial_dims, in_channels=len(channels), base_depth=base_depth, levels=levels,
         out_classes=out_classes, block=block, attention=attention, norm=norm, output=output,
     )  # fmt: skip
+    if (simulate is None) == (images is None and masks is None):
+        raise UserError("unet train needs either images with masks, or simulate: radiograph or roots")
+    if simulate and validation_rows:
+        raise UserError("unet train got simulate and validation_rows; simulated images are validated on others anyway")
     if (output == "relu") != (loss == "relu_bce"):
         raise UserError(f"unet train got output {output} and loss {loss}; relu_bce is for output relu, and no other is")
     backend, _ = select(device)
-    pairs = [_read_pairs(*pair, dims=dims) for pair in ((images, masks), (validation_images, validation_masks))]
-    for (values, labels), names in zip(pairs, (images, validation_images or []), strict=True):
-        check_pairs(values, labels, names, classes=out_classes)
-    cut = [[cut_frames(part, spatial_dims=spatial_dims) for part in pair] for pair in pairs]
-    (learn, check), said = _split(*cut, rows=validation_rows, grid=config.grid)
-    normalisation = fit_normalisation(learn[0], channels=channels, robust=robust, compress=compress)
-    put = {"config": config, "normalisation": normalisation, "device": backend.jax_device}
-    training, validation = put_samples(*learn, **put), put_samples(*check, **put)
+    reading = {"dims": dims, "spatial_dims": spatial_dims, "classes": out_classes}
+    check = read_pairs(validation_images, validation_masks, **reading)
+    if simulate is None:
+        learn, check, said = split_pairs(
+            read_pairs(images, masks, **reading), check, rows=validation_rows, grid=config.grid
+        )
+        simulation = None
+    else:
+        simulation = plan_simulation(
+            simulate, _as_list(simulate_shape) if simulate_shape else None, spatial_dims=spatial_dims,
+            images=simulate_images, options=simulate_options or {}, seed=seed,
+        )  # fmt: skip
+        learn = simulation.draw(1)
+        other = "other" if check.images else "simulated"
+        check = check if check.images else simulation.draw_validation()
+        said = f"validated on {len(check.images)} {other} images; learnt from new simulated ones in each epoch"
+    normalisation = fit_normalisation(learn.images, channels=channels, robust=robust, compress=compress)
+    put = partial(put_samples, config=config, normalisation=normalisation, device=backend.jax_device)
+    training, validation = put(*learn), put(*check)
     sides = choose_crop(validation, choose_crop(training, _as_list(crop), grid=config.grid), grid=config.grid)
     moves = augmentation if isinstance(augmentation, dict) else {}
     schedule = Schedule(
@@ -166,23 +195,26 @@ def train_unet(
         config,
         normalisation,
         schedule,
-        _make_loss(loss, class_weights, learn[1], out_classes),
+        _make_loss(loss, class_weights, learn.masks, out_classes),
         sides,
         Augmentation(**{**_checked(moves), "crop": sides}) if augmentation is not False else None,
         Run(dtype=network["dtype"] if precision == "auto" else precision, planes=network["planes"]),
     )
     record = {
         "images": images, "masks": masks, "validation_images": validation_images, "channels": channels, "loss": loss,
+        **({} if simulation is None else simulation.as_mapping()),
         "class_weights": class_weights, "crop": list(sides), "augmentation": moves if augmentation else False,
         "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch": batch, "optimizer": optimizer,
         "learning_rate": learning_rate, "ema": ema, "seed": seed, "config": config.as_mapping(),
-        "train_pixels": int(sum(m.size for m in learn[1])), "validation_pixels": int(sum(m.size for m in check[1])),
+        "train_pixels": sum(m.size for m in learn.masks), "validation_pixels": sum(m.size for m in check.masks),
     }  # fmt: skip
     if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
-    with show_progress("epochs", total=epochs, quiet=quiet) as progress:
+    make = (lambda epoch: put(*simulation.draw(epoch))) if simulation else (lambda epoch: training)
+    ahead = Renewed(make, epochs=epochs)
+    with ahead, show_progress("epochs", total=epochs, quiet=quiet) as progress:
         found = train(
-            plan, training, validation, devices=_devices(backend, batch), folder=folder, record=record, resume=resume,
+            plan, ahead, validation, devices=_devices(backend, batch), folder=folder, record=record, resume=resume,
             tell=lambda row: progress(1),
         )  # fmt: skip
     best = found.history[found.best_epoch - 1]
@@ -226,44 +258,6 @@ def _make_loss(name: str, weights: Any, masks: Sequence[np.ndarray], out_classes
         counts = sum(np.bincount(part.ravel().astype(np.int64), minlength=classes) for part in labels)
         weights = median_frequency_weights(counts.tolist())
     return make_loss(name, class_weights=tuple(weights))
-
-
-def _read_pairs(images: Any, masks: Any, *, dims: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    from niseg_gpu.io.open import open_stack
-
-    images, masks = list(images or ()), list(masks or ())
-    if len(images) != len(masks):
-        raise UserError(f"unet train got {len(images)} images and {len(masks)} masks; allowed: a mask for each image")
-    return [open_stack(p, dims=dims).values for p in images], [open_stack(p, dims=dims).values for p in masks]
-
-
-def _split(learn: Any, check: Any, *, rows: float, grid: int) -> tuple[tuple[Any, Any], str]:
-    """Training and validation images and masks, and how they came to be, in words."""
-    images, masks = learn
-    if check[0]:
-        return (learn, check), f"validated on {len(check[0])} other images"
-    if rows:
-        ends = [max(grid, round(image.shape[-2] * (1 - rows))) for image in images]
-        parts = [
-            ([image[..., :end, :] for image, end in zip(part, ends, strict=True)],
-             [image[..., end:, :] for image, end in zip(part, ends, strict=True)])
-            for part in (images, masks)
-        ]  # fmt: skip
-        if any(image.shape[-2] < grid for image in parts[0][1]):
-            raise UserError(f"unet train got validation_rows {rows:g}; that leaves less than {grid} rows; take more")
-        said = (
-            f"validated on the last {100 * rows:g} % of the rows of the training images themselves: expect figures "
-            "to be worse on other images"
-        )
-        log.warning("%s", said)
-        return tuple(zip(*parts, strict=True)), said
-    if len(images) < 2:
-        raise UserError(
-            "unet train got one image and none to validate on; give --validation-images and --validation-masks, or "
-            "insist on the same image with --validation-rows 0.25"
-        )
-    kept = max(1, round(len(images) / 5))
-    return ((images[:-kept], masks[:-kept]), (images[-kept:], masks[-kept:])), f"validated on the last {kept} images"
 
 
 def _devices(backend: Any, batch: int) -> list[Any]:

@@ -151,6 +151,9 @@ def map_strips(
 def init_weights(config: UNetConfig, *, seed: int = 2018) -> tuple[Tree, Tree]:
     """Draw the weights of a network (He et al., 10.1109/ICCV.2015.123), on the host: the same on every device.
 
+    With ``output`` relu they are drawn as Keras draws them for the lecture, after Glorot and Bengio (2010): He's are
+    so large that the ReLU at the end is dead after a few steps.
+
     Parameters
     ----------
     config : UNetConfig
@@ -165,6 +168,10 @@ def init_weights(config: UNetConfig, *, seed: int = 2018) -> tuple[Tree, Tree]:
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
+        if name == "kernel" and config.output == "relu":
+            *size, inputs, outputs = leaf.shape
+            most = math.sqrt(6 / (math.prod(size) * (inputs + outputs)))
+            return rng.uniform(-most, most, leaf.shape).astype(np.float32)
         if name == "kernel":
             spread = math.sqrt(2 / math.prod(leaf.shape[:-1]))
             return (spread * rng.standard_normal(leaf.shape)).astype(np.float32)

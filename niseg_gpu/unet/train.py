@@ -108,7 +108,7 @@ class Plan:
 
 def train(
     plan: Plan,
-    training: Samples,
+    training: Callable[[int], Samples],
     validation: Samples,
     *,
     devices: list[Any],
@@ -122,7 +122,9 @@ def train(
     Parameters
     ----------
     plan : Plan
-    training, validation : Samples
+    training : callable
+        Gives the samples of an epoch, the first is 1; all epochs' have the same shapes.
+    validation : Samples
     devices : list of jax.Device
         A batch is shared by all of them.
     folder : Path
@@ -145,16 +147,17 @@ def train(
         learner, history, best = load_checkpoint(folder, like=learner, record=record)
     mesh = Mesh(np.array(devices), ("batch",))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    learner, training, validation = jax.device_put((learner, training, validation), everywhere)
+    learner, validation = jax.device_put((learner, validation), everywhere)
     moves = plan.augmentation is not None and plan.augmentation.moves
-    window = choose_window(training, plan.crop) if moves else plan.crop
-    step, count = _make_step(plan, mesh, window), _make_count(plan)
+    step, count = None, _make_count(plan)
     stopped = ""
     for epoch in range(len(history) + 1, schedule.epochs + 1):
+        samples = jax.device_put(training(epoch), everywhere)
+        step = step or _make_step(plan, mesh, choose_window(samples, plan.crop) if moves else plan.crop)
         totals, losses = None, []
         for i in range(schedule.steps_per_epoch):
             key = jax.random.fold_in(jax.random.key(schedule.seed), (epoch - 1) * schedule.steps_per_epoch + i)
-            learner, loss, counts = step(learner, training, key)
+            learner, loss, counts = step(learner, samples, key)
             losses.append(loss)
             totals = add_counts(totals, counts)
         row = {"epoch": epoch, "loss": float(np.mean([float(v) for v in losses])), **summarize(totals)}
