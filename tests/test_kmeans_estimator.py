@@ -195,7 +195,7 @@ def test_constant_data_are_one_cluster(caplog) -> None:
         found = KMeans(3, random_state=0).fit(np.full((50, 4), 1234.5, np.float32))
     assert (found.labels_ == 0).all() and found.inertia_ == 0
     np.testing.assert_array_equal(found.cluster_centers_, np.float32(1234.5))
-    assert caplog.text.count("2 of 3 clusters hold no pixel; are there enough different pixels?") == 1
+    assert caplog.text.count("2 of 3 clusters hold no pixel; are there enough different ones?") == 1
 
 
 def test_more_clusters_than_different_pixels_are_told_in_a_line(caplog) -> None:
@@ -222,7 +222,7 @@ def test_one_cluster_one_pixel_one_feature() -> None:
         ({}, np.zeros((0, 3)), "holds nothing"),
         ({}, np.zeros((3, 3), complex), "values of complex128; allowed: integers, float32, float64"),
         ({"n_clusters": 9}, np.eye(5), "n_clusters 9, there are 5 pixels with data; allowed: 1 to 5"),
-        ({}, np.full((9, 2), np.nan), "n_clusters 8, there are 0 pixels with data"),
+        ({}, np.full((9, 2), np.nan), "no pixel with data: each holds NaN or Inf"),
         ({"n_clusters": 2, "init": np.zeros((3, 5))}, np.eye(5), r"shape \(3, 5\); allowed: \(2, 5\)"),
         ({"n_clusters": 2, "init": np.zeros((2, 4))}, np.eye(5), r"shape \(2, 4\); allowed: \(2, 5\)"),
         ({"n_clusters": 1, "init": [[np.nan] * 5]}, np.eye(5), "NaN or Inf"),

@@ -125,6 +125,11 @@ class KMeans:
         self.cluster_centers_, self.inertia_, self.n_iter_ = found.centroids, found.inertia, found.n_iter
         self.n_features_in_ = points.n_features
         self.labels_ = _read(points, found.measure)
+        empty = int((found.sizes == 0).sum())
+        if empty:
+            log.warning(
+                "kmeans: %d of %d clusters hold no pixel; are there enough different ones?", empty, self.n_clusters
+            )
         return self
 
     def predict(self, data: Any) -> np.ndarray:

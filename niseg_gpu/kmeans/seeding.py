@@ -111,8 +111,9 @@ def read_centroids(init: Any, *, shape: tuple[int, int]) -> np.ndarray:
         centroids = np.load(init) if isinstance(init, str) else np.asarray(init)
         centroids = np.ascontiguousarray(centroids, dtype=np.float32)
     except (OSError, ValueError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "no array of numbers"
         raise UserError(
-            f"kmeans: {where} can't be read as centroids ({error}); allowed: k-means++, random, a .npy file"
+            f"kmeans: {where} can't be read as centroids ({why}); allowed: k-means++, random, a .npy file"
         ) from None
     if centroids.shape != shape:
         raise UserError(

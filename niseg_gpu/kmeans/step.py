@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from niseg_gpu.cluster_quality import measure_edge_share
 from niseg_gpu.errors import UserError
-from niseg_gpu.kmeans.cluster import cluster_points, cluster_with_library, hold_rows
+from niseg_gpu.kmeans.cluster import check_number, cluster_points, cluster_with_library, hold_rows
 from niseg_gpu.kmeans.compare import Trial, try_numbers
 from niseg_gpu.kmeans.extras import add_features, check_extras, count_extras
 from niseg_gpu.kmeans.seeding import is_method, read_centroids
@@ -129,11 +129,7 @@ def fit_kmeans(
     """
     numbers = n_clusters if isinstance(n_clusters, list) else [n_clusters]
     factor = add_features(table, features=features, images=images, smooth_sigma_px=smooth_sigma_px, workers=workers)
-    usable = int(table.valid.sum())
-    if max(numbers) > usable:
-        raise UserError(
-            f"kmeans got n_clusters {max(numbers)}, the stack has {usable} pixels with data; allowed: 1 to {usable}"
-        )
+    check_number(max(numbers), int(table.valid.sum()))
     rows = table.compact()
     points = hold_rows(rows, backend=table.backend, workers=workers)
     cluster = cluster_with_library if table.backend.kernels == "library" else cluster_points

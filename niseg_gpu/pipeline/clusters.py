@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from niseg_gpu.pipeline.run import Session
 
+FEW = 1000  # a cluster of fewer than one pixel in so many may be outliers
+
 log = logging.getLogger("niseg_gpu")
 
 
@@ -47,7 +49,10 @@ def _findings(
         yield "iterations done, stopped by max_iter before it settled", found.n_iter
     empty = int((found.pixels == 0).sum())
     if empty:
-        yield "clusters that hold no pixel: fewer pixels differ than there are clusters", empty
+        yield f"of {len(found.pixels)} clusters hold no pixel: are there enough different ones?", empty
+    few = int(((found.pixels > 0) & (found.pixels * FEW < found.pixels.sum())).sum())
+    if few:
+        yield f"of {len(found.pixels)} clusters hold less than 1 pixel in {FEW}, as spots do: remove_spots first?", few
     for k in np.flatnonzero(found.edge_share > EDGE_SHARE):
         percent = int(100 * found.edge_share[k])
         yield f"% of cluster {k} lie on borders between others: it follows edges, and is no material", percent
@@ -70,7 +75,8 @@ def write_clusters(
         if found.deviations is not None:
             write_array(group, "deviations", found.deviations, ("cluster", feature))
         for other in found.others:
-            write_array(group, f"spectra_k{other.n_clusters}", other.spectra, ("cluster", feature))
+            of_its_own = f"cluster_k{other.n_clusters}", feature  # xarray wants one length of each axis
+            write_array(group, f"spectra_k{other.n_clusters}", other.spectra, of_its_own)
         if feature == "tof":
             write_spectra_csv(folder / "spectra.csv", found, image)
     described = _describe(found)
@@ -104,7 +110,10 @@ def label_map(found: KMeansResult, image: xr.DataArray) -> xr.DataArray:
 
 
 def write_spectra_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> None:
-    """Write the clusters' mean spectra, a bin a row: time of flight, wavelength, a column each, their deviations."""
+    """Write the clusters' mean spectra, a bin a row: time of flight, wavelength, a column each.
+
+    With deviations, each cluster has two columns more: these, and the number of its pixels, the same in every row.
+    """
     columns = {
         f"{name}_{'s' if name != 'wavelength' else 'angstrom'}": image.coords[name].values
         for name in ("tof", "wavelength")
@@ -113,6 +122,7 @@ def write_spectra_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> N
     columns |= {f"cluster_{k}": spectrum for k, spectrum in enumerate(found.spectra)}
     if found.deviations is not None:
         columns |= {f"cluster_{k}_deviation": deviation for k, deviation in enumerate(found.deviations)}
+        columns |= {f"cluster_{k}_pixels": np.full(len(found.spectra[k]), n) for k, n in enumerate(found.pixels)}
     table = np.column_stack(list(columns.values()))
     with staged(path) as partial:
         np.savetxt(partial, table, delimiter=",", header=",".join(columns), comments="", fmt="%.9g")

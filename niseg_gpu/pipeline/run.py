@@ -253,6 +253,7 @@ def _mask_dims(stack: xr.DataArray, image: xr.DataArray) -> tuple[str, ...]:
 def _write_coords(group: Any, image: xr.DataArray) -> None:
     for name, values in image.coords.items():
         write_array(group, str(name), values.values, tuple(map(str, values.dims)), units=UNITS.get(str(name), ""))
+    group.attrs["coordinates"] = " ".join(str(n) for n in image.coords if n not in image.dims)  # read so by xarray
 
 
 def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[str, Any]:
