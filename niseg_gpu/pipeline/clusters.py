@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.backend import limit_threads
-from niseg_gpu.cluster_quality import EDGE_SHARE
+from niseg_gpu.cluster_quality import EDGE_SHARE, FEW
 from niseg_gpu.io.staged import staged
 from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
 from niseg_gpu.kmeans.table import PixelTable
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from niseg_gpu.pipeline.run import Session
-
-FEW = 1000  # a cluster of fewer than one pixel in so many may be outliers
 
 log = logging.getLogger("niseg_gpu")
 
