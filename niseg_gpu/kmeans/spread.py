@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from niseg_gpu.backend import count_cores
 from niseg_gpu.errors import UserError
 from niseg_gpu.kmeans.arrays import choose_backend
@@ -52,18 +54,65 @@ def spread_points(
     kernels : {"auto", "library", "own"}
         Chosen on each worker too, by what its device is.
     """
-    pixel_bytes = array.shape[axis] * array.dtype.itemsize
-    nbytes = pixel_bytes * math.prod(map_shape)
-    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    part_bytes = max(1, min(PART_BYTES, nbytes // (PARTS_PER_WORKER * workers)))
     chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis]
-    regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
+    pixel_bytes = array.shape[axis] * array.dtype.itemsize
+    regions = _cut(map_shape, pixel_bytes=pixel_bytes, n_workers=len(_workers_of(client)), chunks=chunks)
     blocks = client.compute([array[(*r[:axis], slice(None), *r[axis:])] for r in regions])
     client.gather([client.submit(_nothing, block) for block in blocks])  # computed, or its error is raised here
     where = client.who_has(blocks)
     homes: dict[str, list[int]] = defaultdict(list)
     for i, block in enumerate(blocks):
         homes[min(where[block.key])].append(i)
+    shape = {"map_shape": map_shape, "n_features": array.shape[axis]}
+    return _build(client, blocks, dict(homes), regions, axis=axis, device=device, kernels=kernels, **shape)
+
+
+def scatter_points(client: Any, rows: np.ndarray, *, device: str, kernels: str) -> SpreadPoints:
+    """Send a table to the workers, as many pixels to each, and make points of it there.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    rows : (n, features) ndarray
+    device, kernels : str
+        As for `spread_points`.
+    """
+    workers, (n, features) = _workers_of(client), rows.shape
+    regions = _cut((n,), pixel_bytes=features * rows.dtype.itemsize, n_workers=len(workers))
+    homes, blocks = {}, []
+    for worker, numbers in zip(workers, np.array_split(np.arange(len(regions)), len(workers)), strict=True):
+        if len(numbers):
+            homes[worker] = numbers.tolist()
+            pieces = [rows[regions[i]] for i in homes[worker]]
+            blocks += client.scatter(pieces, workers=[worker], direct=True, hash=False)
+    shape = {"map_shape": (n,), "n_features": features}
+    return _build(client, blocks, homes, regions, axis=1, device=device, kernels=kernels, **shape)
+
+
+def _workers_of(client: Any) -> list[str]:
+    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _cut(map_shape: tuple[int, ...], *, pixel_bytes: int, n_workers: int, chunks: Any = None) -> list[Region]:
+    """Cut a map into parts of which every worker gets some."""
+    nbytes = pixel_bytes * math.prod(map_shape)
+    part_bytes = max(1, min(PART_BYTES, nbytes // (PARTS_PER_WORKER * max(1, n_workers))))
+    return cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
+
+
+def _build(
+    client: Any,
+    blocks: Sequence[Any],
+    homes: dict[str, list[int]],
+    regions: list[Region],
+    *,
+    axis: int,
+    device: str,
+    kernels: str,
+    map_shape: tuple[int, ...],
+    n_features: int,
+) -> SpreadPoints:
+    """Have each worker make points of the blocks that are its own."""
     groups = {
         worker: client.submit(
             build_group,
@@ -80,7 +129,7 @@ def spread_points(
         for worker, numbers in homes.items()
     }
     client.gather([client.submit(_nothing, group, workers=[w]) for w, group in groups.items()])
-    return SpreadPoints(client, groups, dict(homes), regions, map_shape=map_shape, n_features=array.shape[axis])
+    return SpreadPoints(client, groups, homes, regions, map_shape=map_shape, n_features=n_features)
 
 
 def _nothing(result: Any) -> None:

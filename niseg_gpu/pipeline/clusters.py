@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from niseg_gpu.backend import limit_threads
 from niseg_gpu.cluster_quality import EDGE_SHARE, FEW
 from niseg_gpu.io.staged import staged
+from niseg_gpu.kmeans.spread import scatter_points
 from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
 from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.results import write_array
@@ -30,8 +32,12 @@ def cluster(session: Session, table: PixelTable) -> KMeansResult:
     step = session.last_step
     assert step is not None
     log.info("clustering %d pixels by %d values", *table.rows.shape)
+    spread = None
+    if session.client is not None:
+        compute = session.pipeline.compute
+        spread = partial(scatter_points, session.client, device=compute.device, kernels=compute.kernels)
     with limit_threads(session.workers), session.clock.timing(step.name, table.rows.nbytes):
-        found = fit_kmeans(table, session.workers, **step.parameters)
+        found = fit_kmeans(table, session.workers, spread, **step.parameters)
         session.engine.backend.synchronize()
     session.clock.add_findings(step.name, dict(_findings(found, table, **step.parameters)))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from niseg_gpu.pipeline.clusters import cluster, label_map, write_spectra_csv
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.run import Session, open_session, store_table
+from niseg_gpu.pipeline.workers import workers_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -56,9 +58,10 @@ def transform_file(
         check_target(target, overwrite=overwrite)
     if spectra is not None:
         _check_csv(Path(spectra), overwrite=overwrite)
-    session = open_session(pipeline)
     provenance = pipeline.as_mapping()
-    with dask.config.set(scheduler="threads", num_workers=session.workers):
+    with ExitStack() as stack:
+        session = open_session(pipeline, client=stack.enter_context(workers_of(pipeline.compute)))
+        stack.enter_context(dask.config.set(scheduler="threads", num_workers=session.workers))
         applied = session.apply()
         if session.last_step is not None:
             with show_progress("blocks", total=applied.image.size, quiet=quiet) as progress:
