@@ -197,6 +197,7 @@ class SpreadPoints(Points):
         task: Callable[..., Any],
         *,
         merge: Callable[[Any, Any], Any] | None = None,
+        into: Callable[[int, Any], None] | None = None,
         only: Sequence[int] | None = None,
         **options: Any,
     ) -> Any:
@@ -225,6 +226,10 @@ class SpreadPoints(Points):
             for numbers, part in zip(asked.values(), results, strict=True)
             for i, found in zip(numbers, part, strict=True)
         }
+        if into is not None:
+            for number, found in by_number.items():
+                into(number, found)
+            return None
         return [by_number[i] for i in (range(len(self.regions)) if only is None else only)]
 
     def _collect(self, jobs: list[Any]) -> list[Any]:
