@@ -146,6 +146,13 @@ def test_the_table_refuses_part_of_a_spectrum() -> None:
         table[0:2, 0:2, 0:2] = np.zeros((2, 2, 2), np.float32)
 
 
+def test_more_spectra_than_memory_are_refused_before_they_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "count_memory", lambda self: 10**9)
+    with pytest.raises(UserError, match="all spectra in memory, 1.05 GB, and the cpu has 1 GB; rebin or crop, or take"):
+        PixelTable(CPU, shape=(1000, 512, 512), features=True)
+    PixelTable(CPU, shape=(1000, 512, 512), features=True, dtype=np.uint16)
+
+
 def test_voxels_of_a_volume_are_pixels_of_one_feature() -> None:
     volume = np.concatenate([np.zeros((2, 3, 3)), np.ones((1, 3, 3))]).astype(np.float32)
     table = PixelTable(CPU, shape=volume.shape, features=False)
