@@ -166,6 +166,14 @@ def test_the_command_takes_features_and_lists(tmp_path, niseg) -> None:
         "--features", "x: 0.1, smooth: 0.2", "--device", "cpu", "--spectra", tmp_path / "s.csv", "--quiet",
     )  # fmt: skip
     assert status == 0, complaint
+    status, out, complaint = niseg(
+        "kmeans", tmp_path / "stack.npy", tmp_path / "labels.tif", "--dims", "tof,y,x", "--n-clusters", "4,2",
+        "--device", "cpu", "--overwrite",
+    )  # fmt: skip
+    assert status == 0, complaint
+    two, four = [line for line in out.splitlines() if line.startswith("k = ")]
+    assert two.startswith("k = 2: inertia ") and ", silhouette 0.9" in two and ", stability 1" in two
+    assert four.startswith("k = 4: ") and four.endswith(" (written)") and "written" not in two
     status, _, complaint = niseg(
         "kmeans", tmp_path / "stack.npy", tmp_path / "more.tif", "--dims", "tof,y,x", "--features", "x"
     )

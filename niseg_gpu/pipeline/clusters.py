@@ -103,6 +103,20 @@ def _describe(found: KMeansResult) -> dict[str, Any]:
     return {**described, **{name: value for name, value in measured.items() if value is not None}}
 
 
+def tell_trials(found: KMeansResult) -> list[str]:
+    """A line on each number of clusters, where several were tried."""
+    if not found.others:
+        return []
+    lines = []
+    for each in sorted((found, *found.others), key=lambda each: each.n_clusters):
+        measured = {"inertia": each.inertia, "silhouette": each.silhouette, "stability": each.stability}
+        line = ", ".join(f"{name} {value:.4g}" for name, value in measured.items() if value is not None)
+        edges = np.flatnonzero(each.edge_share > EDGE_SHARE)
+        line += f", following edges: {', '.join(map(str, edges))}" if edges.size else ""
+        lines.append(f"k = {each.n_clusters}: {line}" + (" (written)" if each is found else ""))
+    return lines
+
+
 def label_map(found: KMeansResult, image: xr.DataArray) -> xr.DataArray:
     """The labels as a stack with the image's spatial axes."""
     info = StackInfo.of(image)

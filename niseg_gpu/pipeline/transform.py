@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.errors import UserError
-from niseg_gpu.pipeline.clusters import cluster, label_map, write_spectra_csv
+from niseg_gpu.pipeline.clusters import cluster, label_map, tell_trials, write_spectra_csv
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.run import Session, open_session, store_table
@@ -76,7 +76,8 @@ def transform_file(
                     stacks[Path(mask)] = session.engine.to_host(applied.masks["spots"])
                 save_together(stacks, overwrite=overwrite, provenance=provenance)
     written = [f"wrote {p}" for p in (out, mask, spectra) if p is not None]
-    return written + session.clock.findings()
+    trials = tell_trials(found) if session.last_step is not None else []
+    return written + trials + session.clock.findings()
 
 
 def watched(session: Session, image: xr.DataArray, progress: Any) -> xr.DataArray:
