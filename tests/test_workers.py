@@ -26,12 +26,15 @@ def stack_of(values: np.ndarray) -> xr.DataArray:
 
 # in processes of their own, as the event loops end at their leisure
 ON_WORKERS = """
-    import json, sys
+    import json, os, sys
     from pathlib import Path
     import distributed
     from niseg_gpu.cli import main
     from niseg_gpu import UserError
+    from niseg_gpu.kmeans import spread
     from niseg_gpu.pipeline import workers
+    def end(device, kernels):
+        os._exit(1)
     def call(*arguments):
         try:
             main([*map(str, arguments)])
@@ -55,6 +58,14 @@ ON_WORKERS = """
                         print("connected")
                 except UserError as error:
                     print("refused:", error)
+            workers.importlib.metadata.version = lambda name: "0.1.0"
+            spread.WATCH_SECONDS, describe, workers._describe = 1, workers._describe, end
+            try:
+                with workers.open_workers(address):
+                    print("connected")
+            except UserError as error:
+                print("refused:", error)
+            workers._describe = describe
             cluster.scale(0)
             cluster.sync(cluster._correct_state)
             workers.PATIENCE_S = 1
@@ -94,9 +105,10 @@ def test_a_pipeline_gives_the_same_bytes_on_workers(tmp_path: Path) -> None:
     assert set(np.unique(np.load(tmp_path / "labels.npy"))) == {0, 1, 2, 255}
     assert ": 2 workers (cpu: " in done.stdout
     told = [line for line in done.stdout.splitlines() if line.startswith(("refused", "connected"))]
-    assert "a worker refuses: device is gpu, but no GPU can be used" in told[0]
+    assert "of the workers: device is gpu, but no GPU can be used" in told[0]
     assert "has niseg-gpu 0.1.0, here is 0.0.9; install the same there" in told[1]
-    assert "has no worker, nor got one in 1 s; start some" in told[2]
+    assert "gone, asked for its device; install the same niseg-gpu there" in told[2]
+    assert "has no worker, nor got one in 1 s; start some" in told[3]
 
 
 @pytest.mark.parametrize(

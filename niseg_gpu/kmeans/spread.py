@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from niseg_gpu.kmeans.points import PART_BYTES, LocalPoints, Part, Points, Regio
 
 PARTS_PER_WORKER = 2
 WATCH_SECONDS = 5
+LOST = "and its pixels with it; start anew, with more memory for each worker if that was the cause"
 
 
 def find_client() -> Any | None:
@@ -58,7 +59,7 @@ def spread_points(
     pixel_bytes = array.shape[axis] * array.dtype.itemsize
     regions = _cut(map_shape, pixel_bytes=pixel_bytes, n_workers=len(_workers_of(client)), chunks=chunks)
     blocks = client.compute([array[(*r[:axis], slice(None), *r[axis:])] for r in regions])
-    client.gather([client.submit(_nothing, block) for block in blocks])  # computed, or its error is raised here
+    collect(client, [client.submit(_nothing, block) for block in blocks])  # computed, or its error is raised here
     where = client.who_has(blocks)
     homes: dict[str, list[int]] = defaultdict(list)
     for i, block in enumerate(blocks):
@@ -87,6 +88,31 @@ def scatter_points(client: Any, rows: np.ndarray, *, device: str, kernels: str) 
             blocks += client.scatter(pieces, workers=[worker], direct=True, hash=False)
     shape = {"map_shape": (n,), "n_features": features}
     return _build(client, blocks, homes, regions, axis=1, device=device, kernels=kernels, **shape)
+
+
+def collect(client: Any, jobs: Any, *, workers: Iterable[str] = (), mend: str = LOST) -> Any:
+    """Wait for all results; a worker that is gone would be waited for without end.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    jobs : list or dict of Future
+    workers : iterable of str
+        Those that it takes; others may come and go, as long as there are any.
+    mend : str
+        What is lost with a worker, and what to do.
+    """
+    waiting = sys.modules["distributed"]
+    while True:
+        try:
+            waiting.wait(list(jobs.values() if isinstance(jobs, dict) else jobs), timeout=WATCH_SECONDS)
+            return client.gather(jobs)
+        except TimeoutError:
+            there = set(_workers_of(client))
+            lost = set(workers) - there
+            if lost or not there:
+                who = f"worker {', '.join(sorted(lost))} is" if lost else "all workers are"
+                raise UserError(f"{who} gone, {mend}") from None
 
 
 def _workers_of(client: Any) -> list[str]:
@@ -128,7 +154,7 @@ def _build(
         )
         for worker, numbers in homes.items()
     }
-    client.gather([client.submit(_nothing, group, workers=[w]) for w, group in groups.items()])
+    collect(client, [client.submit(_nothing, group, workers=[w]) for w, group in groups.items()], workers=groups)
     return SpreadPoints(client, groups, homes, regions, map_shape=map_shape, n_features=n_features)
 
 
@@ -190,7 +216,7 @@ class SpreadPoints(Points):
     def sums_changes(self) -> bool:
         """On all workers, which may have different devices."""
         jobs = [self.client.submit(_sums_changes, group, workers=[w]) for w, group in self.groups.items()]
-        return all(self._collect(jobs))
+        return all(collect(self.client, jobs, workers=self.groups))
 
     def each(
         self,
@@ -215,7 +241,7 @@ class SpreadPoints(Points):
             )
             for worker, numbers in asked.items()
         ]
-        results = self._collect(jobs)
+        results = collect(self.client, jobs, workers=self.groups)
         if merge is not None:
             merged = results[0]
             for result in results[1:]:
@@ -231,18 +257,3 @@ class SpreadPoints(Points):
                 into(number, found)
             return None
         return [by_number[i] for i in (range(len(self.regions)) if only is None else only)]
-
-    def _collect(self, jobs: list[Any]) -> list[Any]:
-        """Wait for all results; a worker that is gone would be waited for without end."""
-        waiting = sys.modules["distributed"]
-        while True:
-            try:
-                waiting.wait(jobs, timeout=WATCH_SECONDS)
-                return self.client.gather(jobs)
-            except TimeoutError:
-                lost = set(self.groups) - set(self.client.scheduler_info(n_workers=-1)["workers"])
-                if lost:
-                    raise UserError(
-                        f"worker {', '.join(sorted(lost))} is gone, and its pixels with it; start anew, with more "
-                        "memory for each worker if that was the cause"
-                    ) from None

@@ -275,7 +275,6 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
     """What ``run.json`` holds, but for the costs."""
     sample = session.inputs.sample
     files = sample.attrs.get("files", [])
-    uses = session.engine.backend.uses
     return {
         "niseg_gpu": importlib.metadata.version("niseg-gpu"),
         "started": started,
@@ -284,7 +283,7 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
             "hardware": session.engine.backend.describe(),
             "workers": session.workers,
             "reason": session.reason,
-            "uses": {step.name: uses.get(step.name, uses["everything else"]) for step in session.pipeline.steps},
+            "uses": _tell_uses(session),
             **_describe_cluster(session),
         },
         "versions": versions(),
@@ -304,12 +303,21 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
 
 
 def _describe_cluster(session: Session) -> dict[str, Any]:
-    """Where k-means went, if not to this process."""
+    """Where the last step went, if not to this process."""
     if session.client is None:
         return {}
     compute = session.pipeline.compute
     workers = describe_workers(session.client, device=compute.device, kernels=compute.kernels)
     return {"cluster": [{"worker": address, **found} for address, found in workers.items()]}
+
+
+def _tell_uses(session: Session) -> dict[str, str]:
+    """By what each step was computed."""
+    uses = session.engine.backend.uses
+    told = {step.name: uses.get(step.name, uses["everything else"]) for step in session.pipeline.steps}
+    if session.client is not None and session.last_step is not None:
+        told[session.last_step.name] = "the workers of the cluster: kernels of our own, or array calls of the library"
+    return told
 
 
 def _costs(session: Session, *, seconds: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from niseg_gpu.backend import select, why_no_gpu
 from niseg_gpu.errors import UserError
+from niseg_gpu.kmeans.spread import collect
 
 if TYPE_CHECKING:
     from niseg_gpu.pipeline.parse import Compute
@@ -130,9 +131,10 @@ def describe_workers(client: Any, *, device: str, kernels: str) -> dict[str, dic
     workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
     jobs = {w: client.submit(_describe, device, kernels, workers=[w], pure=False) for w in workers}
     try:
-        return client.gather(jobs)
+        # a worker that can't load this package ends, as one without memory does
+        return collect(client, jobs, workers=workers, mend="asked for its device; install the same niseg-gpu there")
     except UserError as error:
-        raise UserError(f"a worker refuses: {error}") from None
+        raise UserError(f"of the workers: {error}") from None
     except Exception as error:  # whatever is missing there: this package first of all
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"the workers can't do the work ({why}); install the same niseg-gpu there") from None
