@@ -127,6 +127,9 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), help="overrides compute.device")
     parser.add_argument("--kernels", choices=("auto", "library", "own"), help="overrides compute.kernels")
     parser.add_argument(
+        "--cluster", metavar="WHERE", help="overrides compute.cluster: gpus, tcp://HOST:PORT or a .json"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -205,9 +208,10 @@ def _read(options: argparse.Namespace) -> Any:
     from niseg_gpu.pipeline.parse import read_pipeline
 
     overrides = list(options.set)
-    for name in ("device", "kernels"):
-        if getattr(options, name):
-            overrides.append(f"compute.{name}={getattr(options, name)}")
+    for name in ("device", "kernels", "cluster"):
+        value = getattr(options, name)
+        if value:  # a file named here starts from where we are, not from the pipeline's folder
+            overrides.append(f"compute.{name}={Path(value).absolute() if value.endswith('.json') else value}")
     if getattr(options, "out", None):
         overrides.append(f"output.path={Path(options.out).absolute()}")
     return read_pipeline(options.pipeline, overrides=overrides)
@@ -241,6 +245,7 @@ def summarize(out: Path) -> str:
 def _check(options: argparse.Namespace) -> None:
     from niseg_gpu.pipeline.results import check_folder
     from niseg_gpu.pipeline.run import check_steps, open_session
+    from niseg_gpu.pipeline.workers import tell_workers
 
     pipeline = _read(options)
     check_folder(Path(pipeline.output.path), overwrite=False)
@@ -251,6 +256,7 @@ def _check(options: argparse.Namespace) -> None:
         lines.append(
             f"{stage.name:<18} {_axes(stage.info.dims, stage.info.shape)} {stage.info.dtype} {stage.info.quantity}"
         )
+    lines += tell_workers(pipeline.compute)
     lines.append(f"device {session.engine.backend.name} ({session.reason}), {session.workers} workers; all is well")
     say(options, "\n".join(lines))
 

@@ -14,6 +14,7 @@ EDGE_REACH_PX = 2  # a mixed pixel lies no farther from the materials it is mixe
 EDGE_FRAMES = 16  # of a volume that are looked at
 BODY_SHARE = 0.2  # of a cluster's pixels that are inside it, from which on it is a body
 EDGE_SHARE = 0.5  # of a cluster's pixels; more of them on borders make it one that follows edges
+FEW = 1000  # a cluster of less than one pixel in so many may be outliers
 
 
 def measure_silhouette(rows: Any, labels: Any, *, n_clusters: int) -> float | None:

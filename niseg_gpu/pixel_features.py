@@ -21,8 +21,9 @@ def compute_pixel_features(image: Any, names: Sequence[str], *, smooth_sigma_px:
 
     Parameters
     ----------
-    image : (Y, X) or (Z, Y, X) float32 array
-        Such as the mean over time of flight. NaN and Inf are no values: the smoothed surroundings stand in for them.
+    image : (Y, X) or (Z, Y, X) array
+        Such as the mean over time of flight; worked on in float32. NaN and Inf are no values: the smoothed
+        surroundings stand in for them.
     names : sequence of str
         ``x``, ``y``, ``z`` (pixel), ``smooth`` (Gaussian mean), ``sobel_x``, ``sobel_y`` (slope along x and y, in the
         units of the image per pixel).
@@ -41,6 +42,7 @@ def compute_pixel_features(image: Any, names: Sequence[str], *, smooth_sigma_px:
     """
     backend = backend_of(image)
     xp = backend.xp
+    image = xp.astype(image, xp.float32)  # slopes of unsigned counts would wrap
     smooth = _smooth(backend, image, smooth_sigma_px)
     filled = xp.where(xp.isfinite(image), image, smooth)
     rows = []

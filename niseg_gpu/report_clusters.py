@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu.cluster_quality import EDGE_SHARE
-from niseg_gpu.figures_clusters import draw_k_curves, draw_label_maps
+from niseg_gpu.cluster_quality import EDGE_SHARE, FEW
+from niseg_gpu.figures_clusters import Clustering, draw_k_curves, draw_label_maps
 from niseg_gpu.report_cards import Arrays, Card
 
 CURVES = {"inertia": "inertia", "silhouette": "silhouette", "stability": "stability (adjusted Rand)"}
@@ -24,18 +24,17 @@ def comparison_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> list[Card]
         ``n_clusters`` and ``tried``, as the run recorded them.
     """
     tried = [trial for trial in result.get("tried") or [] if isinstance(trial, dict)]
-    chosen, maps = result.get("n_clusters"), {}
-    for trial in tried:
-        number = trial.get("n_clusters")
-        stored = arrays.get("labels" if number == chosen else f"labels_k{number}")
-        if stored is not None:
-            maps[int(number)] = np.asarray(stored[stored.shape[0] // 2] if stored.ndim == 3 else stored[...])
     if len(tried) < 2:
         return []
-    cards = []
-    if len(maps) > 1:
-        picture = draw_label_maps(list(maps.values()), numbers=list(maps))
-        caption = "The same pixels in other numbers of clusters." + _tell_edges(tried)
+    chosen, cards = result.get("n_clusters"), []
+    drawn = [each for trial in tried if (each := _collect(arrays, trial, chosen=chosen)) is not None]
+    if len(drawn) > 1:
+        tof_s = np.asarray(arrays["tof"][...]) if "tof" in arrays else None
+        caption = "The same pixels in other numbers of clusters." + _tell_edges(drawn)
+        if any(each.spectra is not None and each.spectra.shape[1] > 1 for each in drawn):
+            caption += " Below each map the mean spectra of its clusters over "
+            caption += "time of flight (ms)." if tof_s is not None else "the bin's number."
+        picture = draw_label_maps(drawn, tof_s=tof_s)
         cards.append(Card("label_maps", "Label maps of each number of clusters", picture, caption, "wide"))
     numbers = [int(trial["n_clusters"]) for trial in tried]
     curves = [(label, [trial.get(key) for trial in tried]) for key, label in CURVES.items()]
@@ -48,14 +47,26 @@ def comparison_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> list[Card]
     return [*cards, Card("choosing_k", "Choosing the number of clusters", picture, caption, "wide")]
 
 
-def _tell_edges(tried: Sequence[Mapping[str, Any]]) -> str:
+def _collect(arrays: Arrays, trial: Mapping[str, Any], *, chosen: Any) -> Clustering | None:
+    """What is drawn of one number of clusters, of a volume the map of its middle frame; None without labels."""
+    number, pixels = int(trial["n_clusters"]), np.array(trial.get("pixels") or [], dtype=float)
+    suffix = "" if number == chosen else f"_k{number}"
+    labels, spectra = arrays.get(f"labels{suffix}"), arrays.get(f"spectra{suffix}")
+    if labels is None:
+        return None
+    edges = [k for k, share in enumerate(trial.get("edge_share") or []) if share is not None and share > EDGE_SHARE]
+    return Clustering(
+        np.asarray(labels[labels.shape[0] // 2] if labels.ndim == 3 else labels[...]),
+        number,
+        None if spectra is None else np.asarray(spectra[...]),
+        edges,
+        np.flatnonzero(pixels * FEW < pixels.sum()).tolist(),
+    )
+
+
+def _tell_edges(drawn: Sequence[Clustering]) -> str:
     """Which clusters of which map follow edges, in words."""
-    found = []
-    for trial in tried:
-        shares = trial.get("edge_share") or []
-        edges = [str(k) for k, share in enumerate(shares) if share is not None and share > EDGE_SHARE]
-        if edges:
-            found.append(f"of k = {trial['n_clusters']}, {', '.join(edges)}")
+    found = [f"of k = {each.n_clusters}, {', '.join(map(str, each.edges))}" for each in drawn if each.edges]
     if not found:
         return ""
     return f" These clusters follow edges between others, and are no materials: {'; '.join(found)}."

@@ -82,8 +82,24 @@ def test_more_starts_are_never_worse() -> None:
         assert many.inertia <= one.inertia * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("kernels", ["own", "library"])
+def test_data_without_differences_are_one_cluster_of_which_all_have_the_spectrum(kernels: str) -> None:
+    stack = np.full((12, 20, 30), 7, np.float32)
+    found = fit_kmeans(table_of(stack, Cpu(kernels)), n_clusters=3)
+    assert (found.labels == 0).all() and found.pixels.tolist() == [600, 0, 0] and found.inertia == 0
+    np.testing.assert_array_equal(found.spectra, 7)
+    stack[:, 10:] = 8
+    found = fit_kmeans(table_of(stack, Cpu(kernels)), n_clusters=3)
+    assert sorted(found.pixels) == [0, 300, 300] and set(np.unique(found.spectra)) == {7, 8}
+
+
+def test_no_data_at_all_are_refused() -> None:
+    with pytest.raises(UserError, match="no pixel with data: each holds NaN or Inf"):
+        fit_kmeans(table_of(np.full((12, 20, 30), np.nan, np.float32)), n_clusters=3)
+
+
 def test_more_clusters_than_pixels_are_refused() -> None:
-    with pytest.raises(UserError, match="n_clusters 601, the stack has 600 pixels with data; allowed: 1 to 600"):
+    with pytest.raises(UserError, match="n_clusters 601, there are 600 pixels with data; allowed: 1 to 600"):
         fit_kmeans(table_of(clustered_stack()), n_clusters=601)
 
 
@@ -99,7 +115,8 @@ def test_centroids_from_a_file(tmp_path) -> None:
 @pytest.mark.parametrize(
     "init, message",
     [
-        ("kmeans++", "kmeans\\+\\+ can't be read as centroids"),
+        ("kmeans++", "kmeans\\+\\+ can't be read as centroids \\(No such file or directory\\); allowed: k-means"),
+        (__file__, r"test_kmeans.py can't be read as centroids \(no array of numbers\)"),
         ([[1.0, 2.0]], r"shape \(1, 2\); allowed: \(3, 12\)"),
         ([[np.nan] * 12] * 3, "NaN or Inf"),
     ],
@@ -127,6 +144,13 @@ def test_the_table_refuses_part_of_a_spectrum() -> None:
     table = PixelTable(CPU, shape=(4, 2, 2), features=True)
     with pytest.raises(ValueError, match="block of 2 features for a table of 4"):
         table[0:2, 0:2, 0:2] = np.zeros((2, 2, 2), np.float32)
+
+
+def test_more_spectra_than_memory_are_refused_before_they_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "count_memory", lambda self: 10**9)
+    with pytest.raises(UserError, match="all spectra in memory, 1.05 GB, and the cpu has 1 GB; rebin or crop, or take"):
+        PixelTable(CPU, shape=(1000, 512, 512), features=True)
+    PixelTable(CPU, shape=(1000, 512, 512), features=True, dtype=np.uint16)
 
 
 def test_voxels_of_a_volume_are_pixels_of_one_feature() -> None:

@@ -127,6 +127,9 @@ def test_a_run_writes_every_map_and_the_spectra_as_a_table(tmp_path) -> None:
         ),
         quiet=True,
     )
+    opened = xr.open_zarr(tmp_path / "out" / "result.zarr", consolidated=False)
+    assert opened.spectra.wavelength.dims == opened.spectra_k2.wavelength.dims == ("tof",)
+    np.testing.assert_allclose(opened.spectra.wavelength, 1 + 0.1 * np.arange(6))
     group = zarr.open_group(tmp_path / "out" / "result.zarr", mode="r")
     assert set(np.unique(group["labels"])) == {0, 1, 2} and set(np.unique(group["labels_k2"])) == {0, 1}
     assert group["spectra_k2"].shape == (2, 6) and group["deviations"].shape == (3, 6)
@@ -135,12 +138,25 @@ def test_a_run_writes_every_map_and_the_spectra_as_a_table(tmp_path) -> None:
     assert float(rows[3]["wavelength_angstrom"]) == pytest.approx(1.3) and len(rows) == 6
     assert float(rows[2]["cluster_1"]) == pytest.approx(group["spectra"][1, 2], rel=1e-6)
     assert float(rows[2]["cluster_1_deviation"]) == pytest.approx(group["deviations"][1, 2], rel=1e-6)
+    assert {row["cluster_2_pixels"] for row in rows} == {str(group["cluster_pixels"][2])}
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert [trial["n_clusters"] for trial in run["results"]["labels"]["tried"]] == [2, 3]
     assert any("follows edges" in line for line in run["findings"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Choosing the number of clusters" in page and "follows edges" in page
     assert (tmp_path / "out" / "preview" / "label_maps.png").is_file()
+
+
+def test_a_cluster_of_a_few_pixels_is_told_for_it_may_be_spots(tmp_path, niseg) -> None:
+    values = noisy_halves(gap=30)
+    values[4, 11, 12] = 60_000
+    np.save(tmp_path / "stack.npy", values)
+    status, out, complaint = niseg(
+        "kmeans", tmp_path / "stack.npy", tmp_path / "labels.tif", "--dims", "tof,y,x", "--n-clusters", 3,
+        "--init-sample", 1600, "--device", "cpu",
+    )  # fmt: skip
+    assert status == 0, complaint
+    assert "kmeans: 1 of 3 clusters hold less than 1 pixel in 1000, as spots do: remove_spots first?" in out
 
 
 def test_the_command_takes_features_and_lists(tmp_path, niseg) -> None:
@@ -150,6 +166,14 @@ def test_the_command_takes_features_and_lists(tmp_path, niseg) -> None:
         "--features", "x: 0.1, smooth: 0.2", "--device", "cpu", "--spectra", tmp_path / "s.csv", "--quiet",
     )  # fmt: skip
     assert status == 0, complaint
+    status, out, complaint = niseg(
+        "kmeans", tmp_path / "stack.npy", tmp_path / "labels.tif", "--dims", "tof,y,x", "--n-clusters", "4,2",
+        "--device", "cpu", "--overwrite",
+    )  # fmt: skip
+    assert status == 0, complaint
+    two, four = [line for line in out.splitlines() if line.startswith("k = ")]
+    assert two.startswith("k = 2: inertia ") and ", silhouette 0.9" in two and ", stability 1" in two
+    assert four.startswith("k = 4: ") and four.endswith(" (written)") and "written" not in two
     status, _, complaint = niseg(
         "kmeans", tmp_path / "stack.npy", tmp_path / "more.tif", "--dims", "tof,y,x", "--features", "x"
     )

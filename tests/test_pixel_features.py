@@ -71,3 +71,15 @@ def test_names_that_do_not_exist_are_answered_with_the_nearest() -> None:
 def test_the_spectrum_weighs_one_unless_told() -> None:
     assert split_weights({"x": 0.5}) == (1.0, {"x": 0.5})
     assert split_weights({"spectrum": 0, "x": 0.5, "y": 0}) == (0.0, {"x": 0.5})
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float64"])
+def test_counts_have_the_features_of_the_same_values_in_floats(backend, dtype: str) -> None:
+    image = np.random.default_rng(0).integers(0, 127, (9, 12)).astype(dtype)
+    names = ["smooth", "sobel_x", "sobel_y", "y"]
+    counts, floats = (
+        backend.to_host(compute_pixel_features(backend.from_host(values), names))
+        for values in (image, image.astype(np.float32))
+    )
+    assert counts.dtype == np.float32 and counts[1].min() < 0
+    np.testing.assert_array_equal(counts, floats)

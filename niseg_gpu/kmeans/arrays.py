@@ -13,6 +13,7 @@ from niseg_gpu.kernels.bus import ROOMS
 from niseg_gpu.kmeans.points import PART_BYTES, READERS, LocalPoints, Part, Points, Region, choose_part_bytes, cut_map
 
 SPARE = 0.1  # of the budget, for what is small
+LABEL_BYTES = 4  # of a pixel
 MEMORY_SHARE = 0.05  # of what is kept, for what a pass leaves for the next one
 HOST_SHARE = 0.5  # of the host's memory, for what a GPU has no room for
 
@@ -24,6 +25,7 @@ def open_points(
     device: str = "auto",
     kernels: str = "auto",
     memory_budget: int | None = None,
+    beside: int = 2 * LABEL_BYTES,
     workers: int | None = None,
 ) -> Points:
     """Make points of an array.
@@ -42,6 +44,8 @@ def open_points(
     memory_budget : int, optional
         Bytes of the device's memory that a Dask array may take; half of it by default. What is more is read anew in
         each pass; for a GPU it is kept in half of the host's memory first, and crosses the bus in each pass.
+    beside : int
+        Bytes of the budget that the work needs for each pixel beside its data: labels, distances.
     workers : int, optional
         Threads; all cores by default.
 
@@ -64,7 +68,9 @@ def open_points(
         if client is not None:
             return spread_points(client, array, axis=axis, map_shape=map_shape, device=device, kernels=kernels)
         backend = choose_backend(array, device=device, kernels=kernels)
-        return _open_lazy(array, axis, map_shape, backend=backend, budget=memory_budget, workers=workers)
+        beside = LABEL_BYTES if backend.has_bus else beside  # that memory has labels, and nothing else of each pixel
+        how = {"backend": backend, "budget": memory_budget, "beside": beside, "workers": workers}
+        return _open_lazy(array, axis, map_shape, **how)
     backend = with_kernels(backend_of(array), kernels)
     pixel_bytes = array.shape[axis] * array.dtype.itemsize
     part_bytes = choose_part_bytes(array.nbytes, workers=workers) if backend.threads > 1 else array.nbytes
@@ -123,7 +129,7 @@ def choose_backend(array: Any, *, device: str, kernels: str) -> Any:
 
 
 def _open_lazy(
-    array: Any, axis: int, map_shape: tuple[int, ...], *, backend: Any, budget: int | None, workers: int
+    array: Any, axis: int, map_shape: tuple[int, ...], *, backend: Any, budget: int | None, beside: int, workers: int
 ) -> Points:
     budget = backend.count_memory() // 2 if budget is None else int(budget)
     pixels = math.prod(map_shape)
@@ -131,15 +137,18 @@ def _open_lazy(
     workers = min(workers, backend.threads)
     # a block waits, is read (twice its size, put together from chunks), is worked on or on its way from the host
     at_once = 2 * workers + 2 * READERS + (ROOMS if backend.has_bus else 0)
-    left = int(budget * (1 - SPARE)) - 8 * pixels
+    left = int(budget * (1 - SPARE)) - beside * pixels
     if left < 2 * at_once * pixel_bytes:
         raise UserError(
             f"memory_budget is {budget} bytes; {pixels} pixels of {array.shape[axis]} features need "
-            f"{int((2 * at_once * pixel_bytes + 8 * pixels) / (1 - SPARE)) + 1} at least"
+            f"{int((2 * at_once * pixel_bytes + beside * pixels) / (1 - SPARE)) + 1} at least"
         )
     part_bytes = choose_part_bytes(pixels * pixel_bytes, workers=workers, most=min(PART_BYTES, left // (2 * at_once)))
     chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis]
     regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
-    keep = int((left - at_once * part_bytes) * (1 - MEMORY_SHARE))
+    largest = max(math.prod(s.stop - s.start for s in region) for region in regions) * pixel_bytes
+    # on the host as much again as is at work: what a thread has freed the allocator may not use for another
+    at_work = at_once * largest * (1 if backend.has_bus else 2)
+    keep = int((left - at_work) * (1 - MEMORY_SHARE))
     hold = int(CPU.count_memory() * HOST_SHARE) if backend.has_bus else 0
     return _hold_parts(array, axis, regions, backend=backend, keep_bytes=keep, hold_bytes=hold, workers=workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,11 @@ import numpy as np
 
 from niseg_gpu.backend import CPU, count_cores
 from niseg_gpu.errors import UserError
-from niseg_gpu.kmeans.lloyd import Fit, Measure, assign, measure_points, read_labels, run_lloyd
+from niseg_gpu.kmeans.lloyd import Measure, assign, measure_points, read_labels, run_lloyd
 from niseg_gpu.kmeans.points import LocalPoints, Part, choose_part_bytes, cut_map
 from niseg_gpu.kmeans.seeding import is_method, read_centroids, seed_centroids
 
 SAMPLE_ITERATIONS, SAMPLE_TOL = 20, 1e-3
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,16 +57,14 @@ def cluster_points(
             best = last
     if last is not best:
         assign(points, measure, best.under)
-    _warn_of_empty(best, n_clusters)
-    means = best.sums / np.maximum(best.sizes, 1)[:, None] + measure.mean
-    spectra = np.where((best.sizes > 0)[:, None], means, best.centroids + measure.mean).astype(np.float32)
-    return Clusters(best.centroids + measure.mean, spectra, best.sizes, best.inertia, best.n_iter, measure)
+    means, centroids = best.sums / np.maximum(best.sizes, 1)[:, None] + measure.mean, best.centroids + measure.mean
+    spectra = _choose_spectra(means, best.sizes, centroids)
+    return Clusters(centroids, spectra, best.sizes, best.inertia, best.n_iter, measure)
 
 
-def _warn_of_empty(found: Fit, n_clusters: int) -> None:
-    empty = int((found.sizes == 0).sum())
-    if empty:
-        log.warning("kmeans: %d of %d clusters hold no pixel; are there enough different pixels?", empty, n_clusters)
+def _choose_spectra(means: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The mean of each cluster's pixels; where there are none, its centroid."""
+    return np.where((sizes > 0)[:, None], means, centroids).astype(np.float32)
 
 
 def cluster_with_library(points: LocalPoints, *, n_clusters: int, max_iter: int, tol: float, **start: Any) -> Clusters:
@@ -83,7 +78,7 @@ def cluster_with_library(points: LocalPoints, *, n_clusters: int, max_iter: int,
     points.each(write_labels, reading=False, labels=best.labels)
     sums = backend.to_host(backend.sum_by_label(rows, best.labels, n_labels=n_clusters))
     sizes = backend.to_host(xp.bincount(best.labels, minlength=n_clusters)).astype(np.int64)
-    spectra = (sums / np.maximum(sizes, 1)[:, None]).astype(np.float32)
+    spectra = _choose_spectra(sums / np.maximum(sizes, 1)[:, None], sizes, best.centroids)
     return Clusters(best.centroids, spectra, sizes, best.inertia, best.n_iter, measure)
 
 
@@ -108,10 +103,7 @@ def draw_starts(
         More clusters than pixels with data, or centroids of another shape.
     """
     measure = measure_points(points)
-    if n_clusters > measure.n:
-        raise UserError(
-            f"kmeans got n_clusters {n_clusters}, there are {measure.n} pixels with data; allowed: 1 to {measure.n}"
-        )
+    check_number(n_clusters, measure.n)
     if not is_method(init):
         return measure, [read_centroids(init, shape=(n_clusters, points.n_features)) - measure.mean]
     how = {"n_clusters": n_clusters, "init": init, "random_state": random_state}
@@ -128,6 +120,16 @@ def draw_starts(
         ends = [run_lloyd(sample, inside, start=s, max_iter=SAMPLE_ITERATIONS, tol=SAMPLE_TOL) for s in starts]
         starts = [min(ends, key=lambda end: end.inertia).centroids]
     return measure, [(starts[0] + inside.mean.astype(np.float64) - measure.mean).astype(np.float32)]
+
+
+def check_number(n_clusters: int, pixels: int) -> None:
+    """Refuse more clusters than pixels with data."""
+    if pixels == 0:
+        raise UserError("kmeans got no pixel with data: each holds NaN or Inf; give spectra that are finite")
+    if n_clusters > pixels:
+        raise UserError(
+            f"kmeans got n_clusters {n_clusters}, there are {pixels} pixels with data; allowed: 1 to {pixels}"
+        )
 
 
 def _draw_sample(points: Any, measure: Measure, size: int, random_state: np.random.RandomState) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from niseg_gpu.backend import CPU
 from niseg_gpu.cluster_quality import SILHOUETTE_PIXELS, measure_rand_index, measure_silhouette
 from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.lloyd import measure_points, read_labels, run_lloyd
@@ -49,7 +50,7 @@ def try_numbers(
 
     Parameters
     ----------
-    points : LocalPoints
+    points : LocalPoints or SpreadPoints
         Without missing data; read once each iteration, held in memory between the numbers.
     numbers : sequence of int
     cluster : callable
@@ -68,7 +69,7 @@ def try_numbers(
     drawn = _draw(len(trials[0].labels), STABILITY_PIXELS, seed)
     rows = points.take(drawn)
     few = _draw(len(drawn), SILHOUETTE_PIXELS, seed + 1)
-    backend = points.backend
+    backend = getattr(points, "backend", CPU)
     near = backend.from_host(rows[few])
     return [
         Trial(

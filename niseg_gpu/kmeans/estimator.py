@@ -12,7 +12,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.kmeans.arrays import open_points
 from niseg_gpu.kmeans.cluster import cluster_points
 from niseg_gpu.kmeans.lloyd import Measure, assign, measure_points, read_labels
-from niseg_gpu.kmeans.seeding import METHODS, is_method
+from niseg_gpu.kmeans.seeding import METHODS, count_candidates, is_method
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class KMeans:
             A parameter that is no such, or data that it does not fit.
         """
         n_init = self._check()
-        points = self._open(data)
+        points = self._open(data, beside=self._count_beside())
         found = cluster_points(
             points,
             n_clusters=self.n_clusters,
@@ -125,6 +125,11 @@ class KMeans:
         self.cluster_centers_, self.inertia_, self.n_iter_ = found.centroids, found.inertia, found.n_iter
         self.n_features_in_ = points.n_features
         self.labels_ = _read(points, found.measure)
+        empty = int((found.sizes == 0).sum())
+        if empty:
+            log.warning(
+                "kmeans: %d of %d clusters hold no pixel; are there enough different ones?", empty, self.n_clusters
+            )
         return self
 
     def predict(self, data: Any) -> np.ndarray:
@@ -169,9 +174,15 @@ class KMeans:
         shown = [f"{n}={v!r}" for n, v in self.get_params().items() if v is not defaults[n].default]
         return f"KMeans({', '.join(shown)})"
 
-    def _open(self, data: Any) -> Any:
+    def _open(self, data: Any, **more: int) -> Any:
         names = ("feature_dim", "device", "kernels", "memory_budget", "workers")
-        return open_points(data, **{name: getattr(self, name) for name in names})
+        return open_points(data, **{name: getattr(self, name) for name in names}, **more)
+
+    def _count_beside(self) -> int:
+        """Bytes for each pixel beside the data: label, whether it has data, and the most that is needed at a time."""
+        relocating = 4 + 8 + 4  # distances, their order, labels
+        seeding = 4 * (1 + count_candidates(self.n_clusters)) if is_method(self.init) and not self.init_sample else 0
+        return 4 + 1 + max(relocating, seeding)
 
     def _check(self) -> int:
         """Refuse parameters that make no sense; return the number of starts."""

@@ -183,8 +183,9 @@ def _relocate(
     if distances.max() <= 0:  # fewer distinct pixels than clusters
         return sums, sizes
     # which of several goes to which cluster is as partitioning left them, like there
-    far = np.argpartition(distances, -len(empty))[: -len(empty) - 1 : -1]
+    far = np.argpartition(distances, -len(empty))[: -len(empty) - 1 : -1].copy()
     rows = points.take(far).astype(np.float32) - measure.mean
+    del distances
     old = points.gather(read_labels, dtype=np.int32, reading=False)[far]
     for new, source, row in zip(empty, old, rows, strict=True):
         sums[source] -= row

@@ -11,7 +11,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -108,10 +108,18 @@ class Points(ABC):
 
     def gather(self, task: Callable[..., Any], *, dtype: Any, **options: Any) -> np.ndarray:
         """Put what a task gives of each pixel together, in the order of the map, flat."""
-        found = np.empty(self.map_shape, dtype)
-        for region, values in zip(self.regions, self.each(task, **options), strict=True):
-            found[region] = values.reshape(found[region].shape)
-        return found.reshape(-1)
+        return self.gather_rows(task, 1, dtype=dtype, **options)[0]
+
+    def gather_rows(self, task: Callable[..., Any], n: int, *, dtype: Any, **options: Any) -> np.ndarray:
+        """Put `n` values of each pixel together, (n, pixels); the task gives (n, pixels) or (pixels,)."""
+        found = np.empty((n, *self.map_shape), dtype)
+
+        def put(number: int, values: np.ndarray) -> None:
+            place = (slice(None), *self.regions[number])
+            found[place] = values.reshape(found[place].shape)
+
+        self.each(task, into=put, **options)
+        return found.reshape(n, -1)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Fetch pixels by their numbers in the flat map, (m, features) in their own dtype, on the host."""
@@ -168,6 +176,7 @@ class LocalPoints(Points):
         task: Callable[..., Any],
         *,
         merge: Callable[[Any, Any], Any] | None = None,
+        into: Callable[[int, Any], None] | None = None,
         only: Sequence[int] | None = None,
         reading: bool = True,
         **arguments: Any,
@@ -179,6 +188,8 @@ class LocalPoints(Points):
         task : callable
         merge : callable, optional
             ``(one, other) -> both``; which parts come first must not matter.
+        into : callable, optional
+            ``(number, result)``, called once for each part as it is done; nothing is returned then.
         only : sequence of int, optional
             The parts asked, by number; else all.
         reading : bool
@@ -191,7 +202,8 @@ class LocalPoints(Points):
         """
         numbers = list(self.parts) if only is None else list(only)
         if not reading:
-            return [task(self.parts[i], None, **arguments) for i in numbers]
+            found = ((i, task(self.parts[i], None, **arguments)) for i in numbers)
+            return [result for _, result in found] if into is None else _pass_on(found, into)
         held = [(i, self.parts[i].held) for i in numbers if self.parts[i].held is not None]
         feed = Feed([(i, self.parts[i]) for i in numbers if self.parts[i].held is None], ahead=self.workers)
         results: dict[int, Any] = {}
@@ -203,7 +215,9 @@ class LocalPoints(Points):
                 result = task(self.parts[number], pixels, **arguments)
                 del pixels
                 with lock:
-                    if merge is None:
+                    if into is not None:
+                        into(number, result)
+                    elif merge is None:
                         results[number] = result
                     else:
                         merged[:] = [merge(merged[0], result) if merged else result]
@@ -213,12 +227,19 @@ class LocalPoints(Points):
             work()
         else:
             _run_threads(feed, work, workers)
+        if into is not None:
+            return None
         return merged[0] if merge is not None else [results[i] for i in numbers]
 
     def _bring(self, held: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, Any]]:
         """What the host holds, on the device; there is one thread that works for it."""
         for number, rows in self.backend.bring(held) if held else ():
             yield number, rows[:, : self.n_features]
+
+
+def _pass_on(found: Iterable[tuple[int, Any]], into: Callable[[int, Any], None]) -> None:
+    for number, result in found:
+        into(number, result)
 
 
 class Feed:

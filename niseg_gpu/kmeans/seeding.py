@@ -14,6 +14,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.kmeans.lloyd import Measure, read_labels
 from niseg_gpu.kmeans.points import Part
 
+PIECE = 2**16  # pixels
 METHODS = ("k-means++", "random")
 
 
@@ -53,20 +54,50 @@ def seed_centroids(
     nearest = _measure(points, measure, centroids, valid)[0]
     nearest[chosen[0]] = 0
     while len(chosen) < n_clusters:
-        # float64 sums of the whole map in its own order: they don't depend on the parts
-        total = np.cumsum(nearest, dtype=np.float64)
-        draws = random_state.uniform(size=2 + int(np.log(n_clusters))) * total[-1]
-        candidates = np.minimum(np.searchsorted(total, draws), len(total) - 1)
+        candidates = draw_by_weight(nearest, random_state.uniform(size=count_candidates(n_clusters)))
         if not valid[candidates].all():  # the potential is zero: all pixels with data are as chosen ones
             candidates[~valid[candidates]] = chosen[0]
         rows = _take(points, measure, candidates)
-        closer = np.minimum(nearest, _measure(points, measure, rows, valid))
+        closer = _measure(points, measure, rows, valid)
+        np.minimum(nearest, closer, out=closer)
         closer[np.arange(len(candidates)), candidates] = 0
         best = int(closer.sum(axis=1, dtype=np.float64).argmin())
         chosen.append(int(candidates[best]))
         centroids = np.concatenate([centroids, rows[best : best + 1]])
-        nearest = closer[best]
+        nearest[...] = closer[best]
+        del closer  # before the next are measured: a map of each candidate
     return centroids
+
+
+def count_candidates(n_clusters: int) -> int:
+    """How many pixels are tried for each centroid; their distances are held, four bytes a pixel of the map for each."""
+    return 2 + int(np.log(n_clusters))
+
+
+def draw_by_weight(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Draw places with probabilities in proportion to their weights.
+
+    The same as ``searchsorted(cumsum(weights), uniform * sum)`` in float64, in the map's own order, so that it does not
+    depend on the parts; but a piece at a time, for the running sum of a map takes twice the memory of the map.
+    """
+    ends = [0.0]
+    for start in range(0, len(weights), PIECE):
+        ends.append(_run_up(weights, start, ends[-1])[-1])
+    draws = uniform * ends[-1]
+    pieces = np.minimum(np.searchsorted(ends[1:], draws), len(ends) - 2)
+    places = [
+        start + np.searchsorted(_run_up(weights, start, ends[piece]), draw)
+        for piece, draw in zip(pieces, draws, strict=True)
+        for start in [int(piece) * PIECE]
+    ]
+    return np.minimum(np.array(places), len(weights) - 1)
+
+
+def _run_up(weights: np.ndarray, start: int, before: float) -> np.ndarray:
+    """The running sum over one piece, given that of all before."""
+    sums = weights[start : start + PIECE].astype(np.float64)
+    sums[0] += before
+    return np.cumsum(sums, out=sums)
 
 
 def _draw_distinct(random_state: np.random.RandomState, n: int, size: int) -> np.ndarray:
@@ -88,13 +119,9 @@ def _take(points: Any, measure: Measure, numbers: np.ndarray) -> np.ndarray:
 
 def _measure(points: Any, measure: Measure, rows: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Squared distances (m, pixels) from some rows; 0 where there are no data."""
-    parts = points.each(measure_distances, points=rows, mean=measure.mean)
-    found = np.empty((len(rows), *points.map_shape), np.float32)
-    for region, distances in zip(points.regions, parts, strict=True):
-        place = (slice(None), *region)
-        found[place] = distances.reshape(found[place].shape)
-    found = found.reshape(len(rows), -1)
-    found[:, ~valid] = 0
+    found = points.gather_rows(measure_distances, len(rows), dtype=np.float32, points=rows, mean=measure.mean)
+    if not valid.all():
+        found[:, ~valid] = 0
     return found
 
 
@@ -111,8 +138,9 @@ def read_centroids(init: Any, *, shape: tuple[int, int]) -> np.ndarray:
         centroids = np.load(init) if isinstance(init, str) else np.asarray(init)
         centroids = np.ascontiguousarray(centroids, dtype=np.float32)
     except (OSError, ValueError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "no array of numbers"
         raise UserError(
-            f"kmeans: {where} can't be read as centroids ({error}); allowed: k-means++, random, a .npy file"
+            f"kmeans: {where} can't be read as centroids ({why}); allowed: k-means++, random, a .npy file"
         ) from None
     if centroids.shape != shape:
         raise UserError(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from niseg_gpu.backend import count_cores
 from niseg_gpu.errors import UserError
@@ -21,6 +23,7 @@ from niseg_gpu.kmeans.points import PART_BYTES, LocalPoints, Part, Points, Regio
 
 PARTS_PER_WORKER = 2
 WATCH_SECONDS = 5
+LOST = "and its pixels with it; start anew, with more memory for each worker if that was the cause"
 
 
 def find_client() -> Any | None:
@@ -52,18 +55,90 @@ def spread_points(
     kernels : {"auto", "library", "own"}
         Chosen on each worker too, by what its device is.
     """
-    pixel_bytes = array.shape[axis] * array.dtype.itemsize
-    nbytes = pixel_bytes * math.prod(map_shape)
-    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    part_bytes = max(1, min(PART_BYTES, nbytes // (PARTS_PER_WORKER * workers)))
     chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis]
-    regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
+    pixel_bytes = array.shape[axis] * array.dtype.itemsize
+    regions = _cut(map_shape, pixel_bytes=pixel_bytes, n_workers=len(_workers_of(client)), chunks=chunks)
     blocks = client.compute([array[(*r[:axis], slice(None), *r[axis:])] for r in regions])
-    client.gather([client.submit(_nothing, block) for block in blocks])  # computed, or its error is raised here
+    collect(client, [client.submit(_nothing, block) for block in blocks])  # computed, or its error is raised here
     where = client.who_has(blocks)
     homes: dict[str, list[int]] = defaultdict(list)
     for i, block in enumerate(blocks):
         homes[min(where[block.key])].append(i)
+    shape = {"map_shape": map_shape, "n_features": array.shape[axis]}
+    return _build(client, blocks, dict(homes), regions, axis=axis, device=device, kernels=kernels, **shape)
+
+
+def scatter_points(client: Any, rows: np.ndarray, *, device: str, kernels: str) -> SpreadPoints:
+    """Send a table to the workers, as many pixels to each, and make points of it there.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    rows : (n, features) ndarray
+    device, kernels : str
+        As for `spread_points`.
+    """
+    workers, (n, features) = _workers_of(client), rows.shape
+    regions = _cut((n,), pixel_bytes=features * rows.dtype.itemsize, n_workers=len(workers))
+    homes, blocks = {}, []
+    for worker, numbers in zip(workers, np.array_split(np.arange(len(regions)), len(workers)), strict=True):
+        if len(numbers):
+            homes[worker] = numbers.tolist()
+            pieces = [rows[regions[i]] for i in homes[worker]]
+            blocks += client.scatter(pieces, workers=[worker], direct=True, hash=False)
+    shape = {"map_shape": (n,), "n_features": features}
+    return _build(client, blocks, homes, regions, axis=1, device=device, kernels=kernels, **shape)
+
+
+def collect(client: Any, jobs: Any, *, workers: Iterable[str] = (), mend: str = LOST) -> Any:
+    """Wait for all results; a worker that is gone would be waited for without end.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    jobs : list or dict of Future
+    workers : iterable of str
+        Those that it takes; others may come and go, as long as there are any.
+    mend : str
+        What is lost with a worker, and what to do.
+    """
+    waiting = sys.modules["distributed"]
+    while True:
+        try:
+            waiting.wait(list(jobs.values() if isinstance(jobs, dict) else jobs), timeout=WATCH_SECONDS)
+            return client.gather(jobs)
+        except TimeoutError:
+            there = set(_workers_of(client))
+            lost = set(workers) - there
+            if lost or not there:
+                who = f"worker {', '.join(sorted(lost))} is" if lost else "all workers are"
+                raise UserError(f"{who} gone, {mend}") from None
+
+
+def _workers_of(client: Any) -> list[str]:
+    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _cut(map_shape: tuple[int, ...], *, pixel_bytes: int, n_workers: int, chunks: Any = None) -> list[Region]:
+    """Cut a map into parts of which every worker gets some."""
+    nbytes = pixel_bytes * math.prod(map_shape)
+    part_bytes = max(1, min(PART_BYTES, nbytes // (PARTS_PER_WORKER * max(1, n_workers))))
+    return cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
+
+
+def _build(
+    client: Any,
+    blocks: Sequence[Any],
+    homes: dict[str, list[int]],
+    regions: list[Region],
+    *,
+    axis: int,
+    device: str,
+    kernels: str,
+    map_shape: tuple[int, ...],
+    n_features: int,
+) -> SpreadPoints:
+    """Have each worker make points of the blocks that are its own."""
     groups = {
         worker: client.submit(
             build_group,
@@ -79,8 +154,8 @@ def spread_points(
         )
         for worker, numbers in homes.items()
     }
-    client.gather([client.submit(_nothing, group, workers=[w]) for w, group in groups.items()])
-    return SpreadPoints(client, groups, dict(homes), regions, map_shape=map_shape, n_features=array.shape[axis])
+    collect(client, [client.submit(_nothing, group, workers=[w]) for w, group in groups.items()], workers=groups)
+    return SpreadPoints(client, groups, homes, regions, map_shape=map_shape, n_features=n_features)
 
 
 def _nothing(result: Any) -> None:
@@ -141,13 +216,14 @@ class SpreadPoints(Points):
     def sums_changes(self) -> bool:
         """On all workers, which may have different devices."""
         jobs = [self.client.submit(_sums_changes, group, workers=[w]) for w, group in self.groups.items()]
-        return all(self._collect(jobs))
+        return all(collect(self.client, jobs, workers=self.groups))
 
     def each(
         self,
         task: Callable[..., Any],
         *,
         merge: Callable[[Any, Any], Any] | None = None,
+        into: Callable[[int, Any], None] | None = None,
         only: Sequence[int] | None = None,
         **options: Any,
     ) -> Any:
@@ -165,7 +241,7 @@ class SpreadPoints(Points):
             )
             for worker, numbers in asked.items()
         ]
-        results = self._collect(jobs)
+        results = collect(self.client, jobs, workers=self.groups)
         if merge is not None:
             merged = results[0]
             for result in results[1:]:
@@ -176,19 +252,8 @@ class SpreadPoints(Points):
             for numbers, part in zip(asked.values(), results, strict=True)
             for i, found in zip(numbers, part, strict=True)
         }
+        if into is not None:
+            for number, found in by_number.items():
+                into(number, found)
+            return None
         return [by_number[i] for i in (range(len(self.regions)) if only is None else only)]
-
-    def _collect(self, jobs: list[Any]) -> list[Any]:
-        """Wait for all results; a worker that is gone would be waited for without end."""
-        waiting = sys.modules["distributed"]
-        while True:
-            try:
-                waiting.wait(jobs, timeout=WATCH_SECONDS)
-                return self.client.gather(jobs)
-            except TimeoutError:
-                lost = set(self.groups) - set(self.client.scheduler_info(n_workers=-1)["workers"])
-                if lost:
-                    raise UserError(
-                        f"worker {', '.join(sorted(lost))} is gone, and its pixels with it; start anew, with more "
-                        "memory for each worker if that was the cause"
-                    ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from niseg_gpu.cluster_quality import measure_edge_share
 from niseg_gpu.errors import UserError
-from niseg_gpu.kmeans.cluster import cluster_points, cluster_with_library, hold_rows
+from niseg_gpu.kmeans.cluster import check_number, cluster_points, cluster_with_library, hold_rows
 from niseg_gpu.kmeans.compare import Trial, try_numbers
 from niseg_gpu.kmeans.extras import add_features, check_extras, count_extras
 from niseg_gpu.kmeans.seeding import is_method, read_centroids
@@ -74,6 +75,7 @@ def open_table(backend: Any, stack: Any, *, features: Any = None, images: Any = 
 def fit_kmeans(
     table: PixelTable,
     workers: int | None = None,
+    spread: Callable[[Any], Any] | None = None,
     *,
     n_clusters: Number | Annotated[list[Number], MinLen(1)] = 8,
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 2018,
@@ -95,6 +97,8 @@ def fit_kmeans(
         Pixels with NaN or Inf in their spectrum are left out and labelled as no data.
     workers : int, optional
         Threads; all cores by default.
+    spread : callable, optional
+        Makes points elsewhere of the table's rows, to be gone over there.
     n_clusters : int or list of int
         Number of clusters. Of several, the first is taken, and the others are tried beside it on the same data.
     seed : int
@@ -129,14 +133,10 @@ def fit_kmeans(
     """
     numbers = n_clusters if isinstance(n_clusters, list) else [n_clusters]
     factor = add_features(table, features=features, images=images, smooth_sigma_px=smooth_sigma_px, workers=workers)
-    usable = int(table.valid.sum())
-    if max(numbers) > usable:
-        raise UserError(
-            f"kmeans got n_clusters {max(numbers)}, the stack has {usable} pixels with data; allowed: 1 to {usable}"
-        )
+    check_number(max(numbers), int(table.valid.sum()))
     rows = table.compact()
-    points = hold_rows(rows, backend=table.backend, workers=workers)
-    cluster = cluster_with_library if table.backend.kernels == "library" else cluster_points
+    points = spread(rows) if spread else hold_rows(rows, backend=table.backend, workers=workers)
+    cluster = cluster_with_library if table.backend.kernels == "library" and not spread else cluster_points
 
     def run(number: int) -> Any:
         drawn = np.random.RandomState(seed)

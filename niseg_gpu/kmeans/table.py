@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from niseg_gpu.errors import UserError
+
 BLOCK_PIXELS = 2_048
 
 
@@ -25,6 +27,11 @@ class PixelTable:
         Of the stack. Integers of 8 and 16 bit stay what they are, all else becomes float32.
     extras : int
         Columns to leave free behind the spectrum, for other features; then the table is float32.
+
+    Raises
+    ------
+    UserError
+        The table is larger than the device's memory.
     """
 
     def __init__(
@@ -37,6 +44,13 @@ class PixelTable:
         narrow = dtype.kind in "iu" and dtype.itemsize <= 2 and not extras
         self.n_features, self.extras = shape[0] if features else 1, extras
         kept = dtype.newbyteorder("=") if narrow else np.dtype(np.float32)
+        needed, there = pixels * (self.n_features + extras) * kept.itemsize, backend.count_memory()
+        if needed > there:
+            raise UserError(
+                f"kmeans gathers all spectra in memory, {needed / 1e9:.3g} GB, and the {backend.name} has "
+                f"{there / 1e9:.3g} GB; rebin or crop, or take niseg_gpu.KMeans on a Dask array, which reads anew what "
+                "does not fit"
+            )
         self.rows = backend.empty_rows(pixels, self.n_features + extras, kept)
         self.valid = np.zeros(pixels, dtype=bool)
 

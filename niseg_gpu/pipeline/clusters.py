@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from niseg_gpu.backend import limit_threads
-from niseg_gpu.cluster_quality import EDGE_SHARE
+from niseg_gpu.cluster_quality import EDGE_SHARE, FEW
 from niseg_gpu.io.staged import staged
+from niseg_gpu.kmeans.spread import scatter_points
 from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
 from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.results import write_array
@@ -30,8 +32,12 @@ def cluster(session: Session, table: PixelTable) -> KMeansResult:
     step = session.last_step
     assert step is not None
     log.info("clustering %d pixels by %d values", *table.rows.shape)
+    spread = None
+    if session.client is not None:
+        compute = session.pipeline.compute
+        spread = partial(scatter_points, session.client, device=compute.device, kernels=compute.kernels)
     with limit_threads(session.workers), session.clock.timing(step.name, table.rows.nbytes):
-        found = fit_kmeans(table, session.workers, **step.parameters)
+        found = fit_kmeans(table, session.workers, spread, **step.parameters)
         session.engine.backend.synchronize()
     session.clock.add_findings(step.name, dict(_findings(found, table, **step.parameters)))
     return found
@@ -47,7 +53,10 @@ def _findings(
         yield "iterations done, stopped by max_iter before it settled", found.n_iter
     empty = int((found.pixels == 0).sum())
     if empty:
-        yield "clusters that hold no pixel: fewer pixels differ than there are clusters", empty
+        yield f"of {len(found.pixels)} clusters hold no pixel: are there enough different ones?", empty
+    few = int(((found.pixels > 0) & (found.pixels * FEW < found.pixels.sum())).sum())
+    if few:
+        yield f"of {len(found.pixels)} clusters hold less than 1 pixel in {FEW}, as spots do: remove_spots first?", few
     for k in np.flatnonzero(found.edge_share > EDGE_SHARE):
         percent = int(100 * found.edge_share[k])
         yield f"% of cluster {k} lie on borders between others: it follows edges, and is no material", percent
@@ -70,7 +79,8 @@ def write_clusters(
         if found.deviations is not None:
             write_array(group, "deviations", found.deviations, ("cluster", feature))
         for other in found.others:
-            write_array(group, f"spectra_k{other.n_clusters}", other.spectra, ("cluster", feature))
+            of_its_own = f"cluster_k{other.n_clusters}", feature  # xarray wants one length of each axis
+            write_array(group, f"spectra_k{other.n_clusters}", other.spectra, of_its_own)
         if feature == "tof":
             write_spectra_csv(folder / "spectra.csv", found, image)
     described = _describe(found)
@@ -93,6 +103,20 @@ def _describe(found: KMeansResult) -> dict[str, Any]:
     return {**described, **{name: value for name, value in measured.items() if value is not None}}
 
 
+def tell_trials(found: KMeansResult) -> list[str]:
+    """A line on each number of clusters, where several were tried."""
+    if not found.others:
+        return []
+    lines = []
+    for each in sorted((found, *found.others), key=lambda each: each.n_clusters):
+        measured = {"inertia": each.inertia, "silhouette": each.silhouette, "stability": each.stability}
+        line = ", ".join(f"{name} {value:.4g}" for name, value in measured.items() if value is not None)
+        edges = np.flatnonzero(each.edge_share > EDGE_SHARE)
+        line += f", following edges: {', '.join(map(str, edges))}" if edges.size else ""
+        lines.append(f"k = {each.n_clusters}: {line}" + (" (written)" if each is found else ""))
+    return lines
+
+
 def label_map(found: KMeansResult, image: xr.DataArray) -> xr.DataArray:
     """The labels as a stack with the image's spatial axes."""
     info = StackInfo.of(image)
@@ -104,7 +128,10 @@ def label_map(found: KMeansResult, image: xr.DataArray) -> xr.DataArray:
 
 
 def write_spectra_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> None:
-    """Write the clusters' mean spectra, a bin a row: time of flight, wavelength, a column each, their deviations."""
+    """Write the clusters' mean spectra, a bin a row: time of flight, wavelength, a column each.
+
+    With deviations, each cluster has two columns more: these, and the number of its pixels, the same in every row.
+    """
     columns = {
         f"{name}_{'s' if name != 'wavelength' else 'angstrom'}": image.coords[name].values
         for name in ("tof", "wavelength")
@@ -113,6 +140,7 @@ def write_spectra_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> N
     columns |= {f"cluster_{k}": spectrum for k, spectrum in enumerate(found.spectra)}
     if found.deviations is not None:
         columns |= {f"cluster_{k}_deviation": deviation for k, deviation in enumerate(found.deviations)}
+        columns |= {f"cluster_{k}_pixels": np.full(len(found.spectra[k]), n) for k, n in enumerate(found.pixels)}
     table = np.column_stack(list(columns.values()))
     with staged(path) as partial:
         np.savetxt(partial, table, delimiter=",", header=",".join(columns), comments="", fmt="%.9g")

@@ -58,6 +58,11 @@ class Compute(BaseModel):
         description="auto: kernels of our own on the CPU, the libraries' on a GPU; either can be asked for by name.",
     )
     workers: Annotated[int, Ge(1)] | None = Field(None, description="Threads; all cores of this process by default.")
+    cluster: str | None = Field(
+        None,
+        description="Where k-means goes over the spectra: gpus, a worker for each GPU of this machine; or a Dask "
+        "scheduler's address (tcp://node1:8786) or its .json file.",
+    )
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,11 @@ def parse_pipeline(mapping: Any, *, base: Path | None = None) -> Pipeline:
     output = check_model(Output, mapping.get("output") or {}, where="output")
     compute = check_model(Compute, mapping.get("compute") or {}, where="compute")
     assert isinstance(read, Input) and isinstance(output, Output) and isinstance(compute, Compute)
-    return Pipeline(_based(read, base), parse_steps(mapping["steps"], base=base), _based(output, base), compute)
+    steps = parse_steps(mapping["steps"], base=base)
+    if compute.cluster is not None and all(OPS[step.name].apply is not None for step in steps):
+        last = ", ".join(name for name, op in OPS.items() if op.apply is None)
+        raise UserError(f"compute.cluster is given, but no step would go there; allowed with {last}")
+    return Pipeline(_based(read, base), steps, _based(output, base), _based(compute, base))
 
 
 def parse_steps(steps: Any, *, base: Path | None = None) -> tuple[Step, ...]:
@@ -169,9 +178,9 @@ def _based(section: Any, base: Path | None) -> Any:
     if base is None:
         return section
     changes = {}
-    for name in ("path", "open_beam", "dark"):
+    for name in ("path", "open_beam", "dark", "cluster"):
         value = getattr(section, name, None)
-        if value is not None:
+        if value is not None and (name != "cluster" or value.endswith(".json")):
             changes[name] = str(base / Path(value).expanduser())
     return section.model_copy(update=changes)
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niseg_gpu.backend import count_cores, select
+from niseg_gpu.backend import CPU, count_cores, select
 from niseg_gpu.io.gate import gated
 from niseg_gpu.kmeans.step import open_table
 from niseg_gpu.kmeans.table import PixelTable
@@ -25,8 +26,9 @@ from niseg_gpu.pipeline.parse import Pipeline, Step
 from niseg_gpu.pipeline.planes import PlaneSamples
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.results import check_folder, staged_folder, write_array, write_json
-from niseg_gpu.pipeline.sinks import HostTarget, SumTarget
+from niseg_gpu.pipeline.sinks import FetchTarget, HostTarget, SumTarget
 from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.pipeline.workers import describe_workers, workers_of
 from niseg_gpu.stack import UNITS, StackInfo
 
 if TYPE_CHECKING:
@@ -44,12 +46,13 @@ log = logging.getLogger("niseg_gpu")
 
 @dataclass(frozen=True)
 class Session:
-    """One run's choices: device, threads, clock, opened inputs."""
+    """One run's choices: device, threads, clock, opened inputs; a client where k-means has workers of its own."""
 
     pipeline: Pipeline
     engine: Engine
     reason: str
     inputs: Inputs
+    client: Any = None
 
     @property
     def workers(self) -> int:
@@ -76,12 +79,12 @@ class Session:
         return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, samples=samples, **references)
 
 
-def open_session(pipeline: Pipeline) -> Session:
+def open_session(pipeline: Pipeline, *, client: Any = None) -> Session:
     """Choose the device, open the inputs and check every step against them; no data are read."""
     backend, reason = select(pipeline.compute.device, kernels=pipeline.compute.kernels)
     workers = pipeline.compute.workers or count_cores()
     engine = Engine(backend, bad_values=pipeline.input.bad_values, workers=workers)
-    session = Session(pipeline, engine, reason, open_inputs(pipeline.input, clock=engine.clock))
+    session = Session(pipeline, engine, reason, open_inputs(pipeline.input, clock=engine.clock), client)
     check_steps(session)
     return session
 
@@ -112,8 +115,10 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = F
     started, out = datetime.now(UTC).astimezone(), Path(pipeline.output.path)
     start = time.perf_counter()
     check_folder(out, overwrite=overwrite)
-    session = open_session(pipeline)
-    with staged_folder(out, overwrite=overwrite) as folder, _log_to(folder / "log.txt"):
+    with ExitStack() as stack:
+        session = open_session(pipeline, client=stack.enter_context(workers_of(pipeline.compute)))
+        folder = stack.enter_context(staged_folder(out, overwrite=overwrite))
+        stack.enter_context(_log_to(folder / "log.txt"))
         log.info(
             "%s %s on %s (%s)",
             pipeline.input.path,
@@ -195,8 +200,8 @@ def store_blocks(
     with show_progress("blocks", total=image.size, quiet=quiet) as progress:
         sums["image"] = SumTarget(backend, shape=image.shape, dtype=np.float64, progress=progress)
         if session.last_step is not None:
-            table = open_table(backend, image, **session.last_step.parameters)
-            pairs.append((image, table))
+            table, target = make_table(session, image)
+            pairs.append((image, target))
         if "spots" in applied.masks:
             sums["spots"] = SumTarget(backend, shape=applied.masks["spots"].shape, dtype=np.uint32)
             pairs.append((applied.masks["spots"], sums["spots"]))
@@ -230,14 +235,24 @@ def warn_of_many_spots(session: Session, spots: SumTarget) -> None:
         session.clock.add_findings("warning", {f"% of all values were taken for spots: {cause}": percent})
 
 
+def make_table(session: Session, image: xr.DataArray) -> tuple[PixelTable, Any]:
+    """Make a table for the last step, on the host where workers are to get it, and what the blocks are written to."""
+    assert session.last_step is not None
+    backend, parameters = session.engine.backend, session.last_step.parameters
+    if session.client is None:
+        table = open_table(backend, image, **parameters)
+        return table, table
+    table = open_table(CPU, image, **parameters)
+    return table, FetchTarget(table, backend=backend)
+
+
 def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> PixelTable:
     """Compute every block once and gather the spectra; nothing is kept on disk."""
     import dask.array as da
 
-    assert session.last_step is not None
-    table = open_table(session.engine.backend, image, **session.last_step.parameters)
+    table, target = make_table(session, image)
     watch = SumTarget(session.engine.backend, shape=image.shape, dtype=np.float64, progress=progress)
-    with gated([table, watch]) as targets:
+    with gated([target, watch]) as targets:
         da.store([image.data, image.data], targets, lock=False)
     return table
 
@@ -253,13 +268,13 @@ def _mask_dims(stack: xr.DataArray, image: xr.DataArray) -> tuple[str, ...]:
 def _write_coords(group: Any, image: xr.DataArray) -> None:
     for name, values in image.coords.items():
         write_array(group, str(name), values.values, tuple(map(str, values.dims)), units=UNITS.get(str(name), ""))
+    group.attrs["coordinates"] = " ".join(str(n) for n in image.coords if n not in image.dims)  # read so by xarray
 
 
 def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[str, Any]:
     """What ``run.json`` holds, but for the costs."""
     sample = session.inputs.sample
     files = sample.attrs.get("files", [])
-    uses = session.engine.backend.uses
     return {
         "niseg_gpu": importlib.metadata.version("niseg-gpu"),
         "started": started,
@@ -268,7 +283,8 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
             "hardware": session.engine.backend.describe(),
             "workers": session.workers,
             "reason": session.reason,
-            "uses": {step.name: uses.get(step.name, uses["everything else"]) for step in session.pipeline.steps},
+            "uses": _tell_uses(session),
+            **_describe_cluster(session),
         },
         "versions": versions(),
         "pipeline": session.pipeline.as_mapping(),
@@ -284,6 +300,24 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
         "findings": session.clock.findings(),
         "results": results,
     }
+
+
+def _describe_cluster(session: Session) -> dict[str, Any]:
+    """Where the last step went, if not to this process."""
+    if session.client is None:
+        return {}
+    compute = session.pipeline.compute
+    workers = describe_workers(session.client, device=compute.device, kernels=compute.kernels)
+    return {"cluster": [{"worker": address, **found} for address, found in workers.items()]}
+
+
+def _tell_uses(session: Session) -> dict[str, str]:
+    """By what each step was computed."""
+    uses = session.engine.backend.uses
+    told = {step.name: uses.get(step.name, uses["everything else"]) for step in session.pipeline.steps}
+    if session.client is not None and session.last_step is not None:
+        told[session.last_step.name] = "the workers of the cluster: kernels of our own, or array calls of the library"
+    return told
 
 
 def _costs(session: Session, *, seconds: float) -> dict[str, Any]:

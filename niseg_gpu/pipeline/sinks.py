@@ -22,6 +22,16 @@ class HostTarget:
             self.array[region] = block
 
 
+class FetchTarget:
+    """Brings blocks to the host before another target takes them."""
+
+    def __init__(self, target: Any, *, backend: Any) -> None:
+        self.target, self.backend = target, backend
+
+    def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
+        self.target[region] = self.backend.to_host(block)
+
+
 class SumTarget:
     """Sums a stack over its first axis, for the mean image and the count of spots.
 

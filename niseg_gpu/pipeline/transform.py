@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from niseg_gpu.errors import UserError
-from niseg_gpu.pipeline.clusters import cluster, label_map, write_spectra_csv
+from niseg_gpu.pipeline.clusters import cluster, label_map, tell_trials, write_spectra_csv
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.run import Session, open_session, store_table
+from niseg_gpu.pipeline.workers import workers_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -56,9 +58,10 @@ def transform_file(
         check_target(target, overwrite=overwrite)
     if spectra is not None:
         _check_csv(Path(spectra), overwrite=overwrite)
-    session = open_session(pipeline)
     provenance = pipeline.as_mapping()
-    with dask.config.set(scheduler="threads", num_workers=session.workers):
+    with ExitStack() as stack:
+        session = open_session(pipeline, client=stack.enter_context(workers_of(pipeline.compute)))
+        stack.enter_context(dask.config.set(scheduler="threads", num_workers=session.workers))
         applied = session.apply()
         if session.last_step is not None:
             with show_progress("blocks", total=applied.image.size, quiet=quiet) as progress:
@@ -73,7 +76,8 @@ def transform_file(
                     stacks[Path(mask)] = session.engine.to_host(applied.masks["spots"])
                 save_together(stacks, overwrite=overwrite, provenance=provenance)
     written = [f"wrote {p}" for p in (out, mask, spectra) if p is not None]
-    return written + session.clock.findings()
+    trials = tell_trials(found) if session.last_step is not None else []
+    return written + trials + session.clock.findings()
 
 
 def watched(session: Session, image: xr.DataArray, progress: Any) -> xr.DataArray:

@@ -1,0 +1,106 @@
+"""k-means on the workers of a client: the bytes of one process, and a line where a worker is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from niseg_gpu.kmeans.estimator import KMeans
+
+ROOT = Path(__file__).parents[1]
+
+
+def clustered(n: int, features: int, *, k: int = 5) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.uniform(200, 900, (k, features))[rng.integers(0, k, n)] + rng.normal(0, 40, (n, features))).astype("u2")
+
+
+def run_script(folder: Path, script: str, *arguments: object) -> str:
+    """Run a script in a process of its own, as the event loops of workers end at their leisure."""
+    pytest.importorskip("distributed", reason="distributed is not installed; it comes with the hpc extra")
+    file = folder / "script.py"
+    file.write_text(textwrap.dedent(script))
+    command = [sys.executable, file, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+ON_WORKERS = """
+    import sys
+    import dask.array as da, distributed, numpy as np
+    from niseg_gpu import KMeans
+    from niseg_gpu.backend import CPU
+    from niseg_gpu.kmeans.arrays import open_points
+    def taken(group):
+        return group.backend.kernels
+    def default():
+        return CPU.kernels == "own"
+    if __name__ == "__main__":
+        data = np.load(sys.argv[1])
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            with distributed.Client(cluster) as client:
+                lazy = da.from_array(data["stack"], chunks=(7, 9, 33))
+                one = KMeans(4, random_state=0, feature_dim=0).fit(lazy)
+                two = KMeans(6, init=data["far"]).fit(da.from_array(data["with_holes"], chunks=(777, 20)))
+                assert type(open_points(lazy, feature_dim=0)).__name__ == "SpreadPoints"
+                np.testing.assert_array_equal(one.predict(lazy), one.labels_)
+                for kernels in ("library", "own"):
+                    points = open_points(lazy, feature_dim=0, kernels=kernels)
+                    took = [client.submit(taken, g, workers=[w]) for w, g in points.groups.items()]
+                    assert len(took) == 2 and set(client.gather(took)) == {kernels}
+                    assert all(client.gather([client.submit(default, pure=False, workers=[w]) for w in points.groups]))
+        for name, found in ("one", one), ("two", two):
+            np.savez(sys.argv[2] + name, labels=found.labels_, centroids=found.cluster_centers_, inertia=found.inertia_)
+"""
+
+
+def test_workers_of_a_client_give_the_same_bytes(tmp_path: Path) -> None:
+    rows = clustered(5000, 20)
+    stack = np.ascontiguousarray(rows.T).reshape(20, 50, 100)
+    with_holes = rows.astype(np.float32)
+    with_holes[7] = np.nan
+    far = rows[:6].astype(np.float32)
+    far[0] += 10_000
+    np.savez(tmp_path / "data.npz", stack=stack, with_holes=with_holes, far=far)
+    run_script(tmp_path, ON_WORKERS, tmp_path / "data.npz", f"{tmp_path}/")
+    here = {"one": KMeans(4, random_state=0, feature_dim=0).fit(stack), "two": KMeans(6, init=far).fit(with_holes)}
+    for name, expected in here.items():
+        found = np.load(tmp_path / f"{name}.npz")
+        assert found["labels"].tobytes() == expected.labels_.tobytes()
+        assert found["centroids"].tobytes() == expected.cluster_centers_.tobytes()
+        assert found["inertia"] == expected.inertia_
+
+
+A_WORKER_ENDS = """
+    import os, threading, time
+    import dask.array as da, distributed, numpy as np
+    from niseg_gpu import UserError
+    from niseg_gpu.kmeans import spread
+    from niseg_gpu.kmeans.arrays import open_points
+    def rest(part, pixels):
+        time.sleep(0.2)
+    if __name__ == "__main__":
+        spread.WATCH_SECONDS = 1
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            with distributed.Client(cluster):
+                points = open_points(da.ones((4000, 20), chunks=(1000, -1), dtype=np.float32))
+                threading.Timer(0.5, os.kill, (cluster.workers[0].process.pid, 9)).start()
+                try:
+                    while True:
+                        points.each(rest)
+                except UserError as error:
+                    print(error)
+"""
+
+
+def test_a_worker_that_is_lost_is_told(tmp_path: Path) -> None:
+    told = run_script(tmp_path, A_WORKER_ENDS)
+    assert "is gone, and its pixels with it; start anew" in told and told.startswith("worker tcp://")
