@@ -60,24 +60,25 @@ def draw_label_maps(
     """
     columns = min(len(clusterings), MAPS_A_ROW)
     rows = -(-len(clusterings) // columns)
-    gap_in, title_in = 0.12, 0.3
-    side_in = min((width_in - gap_in * (columns - 1)) / columns, 3.6)
+    edge_in, gap_in, title_in = 0.08, 0.12, 0.3
+    side_in = min((width_in - gap_in * (columns - 1) - 2 * edge_in) / columns, 3.6)
     shape = clusterings[0].labels.shape
     tall_in = side_in * min(max(shape[0] / shape[1], 0.15), 1.5)
-    below_in = 1.45 if any(_has_spectra(each) for each in clusterings) else 0.0
+    below_in = 1.6 if any(_has_spectra(each) for each in clusterings) else 0.0
     cell_in = title_in + tall_in + below_in
-    width_in, height_in = columns * side_in + (columns - 1) * gap_in, rows * cell_in
+    width_in, height_in = columns * side_in + (columns - 1) * gap_in + 2 * edge_in, rows * cell_in
 
     def draw(figure: Any, theme: Theme) -> Sequence[Any]:
         drawn = []
         for i, each in enumerate(clusterings):
             row, column = divmod(i, columns)
-            left, top = column * (side_in + gap_in) / width_in, 1 - (row * cell_in + title_in + tall_in) / height_in
+            left = (edge_in + column * (side_in + gap_in)) / width_in
+            top = 1 - (row * cell_in + title_in + tall_in) / height_in
             ax = figure.add_axes((left, top, side_in / width_in, tall_in / height_in))
             _draw_map(ax, theme, each)
             drawn.append(ax)
             if _has_spectra(each):
-                box = (left, top - (below_in - 0.35) / height_in, side_in / width_in, (below_in - 0.45) / height_in)
+                box = (left, top - (below_in - 0.5) / height_in, side_in / width_in, (below_in - 0.6) / height_in)
                 _draw_spectra(figure.add_axes(box, facecolor=theme.ground), theme, each, tof_s)
         return drawn
 
@@ -113,8 +114,9 @@ def _draw_map(ax: Any, theme: Theme, each: Clustering) -> None:
 
 def _draw_spectra(ax: Any, theme: Theme, each: Clustering, tof_s: np.ndarray | None) -> None:
     spectra, bins = np.asarray(each.spectra, float), np.arange(np.shape(each.spectra)[1], dtype=float)
+    unit = "bin"
     if tof_s is not None and tof_s.shape == bins.shape and bool(np.all(np.diff(tof_s) > 0)):
-        bins = tof_s * 1e3
+        bins, unit = tof_s * 1e3, "time of flight (ms)"
     gaps = find_gaps(bins) + 1
     bins, spectra = np.insert(bins, gaps, np.nan), np.insert(spectra, gaps, np.nan, axis=1)
     for cluster, spectrum in enumerate(spectra):
@@ -128,6 +130,7 @@ def _draw_spectra(ax: Any, theme: Theme, each: Clustering, tof_s: np.ndarray | N
     ax.set_axisbelow(True)
     style(ax, theme, None)
     ax.tick_params(labelleft=False, labelsize=7, length=2)
+    ax.set_xlabel(unit, color=theme.ink, fontsize=7, labelpad=1)
 
 
 def draw_k_curves(
