@@ -11,7 +11,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.pipeline.clusters import cluster, label_map, write_spectra_csv
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
-from niseg_gpu.pipeline.run import Session, open_session, store_table
+from niseg_gpu.pipeline.run import Session, open_session, store_table, warn_of_many_spots
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,8 +72,15 @@ def transform_file(
                 if mask is not None:
                     stacks[Path(mask)] = session.engine.to_host(applied.masks["spots"])
                 save_together(stacks, overwrite=overwrite, provenance=provenance)
+            _warn_of_many_spots(session, of=applied.image.size)
     written = [f"wrote {p}" for p in (out, mask, spectra) if p is not None]
     return written + session.clock.findings()
+
+
+def _warn_of_many_spots(session: Session, *, of: int) -> None:
+    for step in session.pipeline.steps:
+        number = sum(session.clock.number(step.name, what) for what in ("spots replaced", "spots found"))
+        warn_of_many_spots(session, number, of=of)
 
 
 def watched(session: Session, image: xr.DataArray, progress: Any) -> xr.DataArray:
