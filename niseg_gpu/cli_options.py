@@ -51,10 +51,7 @@ def given_fields(options: argparse.Namespace, model: type[BaseModel]) -> dict[st
                 if "dict" in annotation:
                     value = _mapping(value)
                 else:
-                    named = f"'{value}'" in annotation  # a choice, such as nan, is no number
-                    value = (
-                        yaml.safe_load(f"[{value}]") if listed and "," in value else value if named else _scalar(value)
-                    )
+                    value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value, annotation)
             values[name] = value
     return values
 
