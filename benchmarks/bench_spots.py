@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from niseg_gpu.backend import CPU
+from niseg_gpu.backend import CPU, count_cores
 from niseg_gpu.spots import remove_spots
 
 from . import ours, plain
@@ -23,8 +23,9 @@ class Spots:
     included = "memory to memory; no disk, no start-up"
     warm_up = True
     devices = ("cpu", "gpu")
-    on_host = ("scipy", "ours_one_thread", "opencv")
-    peers = {"opencv": "cv2"}
+    on_host = ("scipy", "ours_one_thread", "opencv", "skimage", "dask_image")
+    peers = {"opencv": "cv2", "skimage": "skimage", "dask_image": "dask_image"}
+    sides = (1, 3, 3)
 
     def setup(self, size: str, dtype: str) -> None:
         run = prepare_run(size)
@@ -53,9 +54,15 @@ class Spots:
             cleaned[i] = np.where(spots[i], median, frame)
         return cleaned, spots
 
+    def time_skimage(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        return replace_by(median_by_skimage(self.frames, self.sides), self.frames)
+
+    def time_dask_image(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
+        return replace_by(median_by_dask_image(self.frames, self.sides, scheduler="threads"), self.frames)
+
     def least(self, side: str) -> dict[str, float]:
         """Frames read, frames and mask written."""
-        name = "memory" if side == "ours" else "memory, one thread"
+        name = "memory" if side in ("ours", "dask_image") else "memory, one thread"
         return {name: 2 * self.nbytes + self.frames.size}
 
     def assert_equal(self, found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
@@ -87,16 +94,35 @@ class Volume(Projections):
     """A tomogram of 512 x 512 x 512, windows of 3 x 3 x 3."""
 
     stacks = {"small": (5, 20, 24), "full": (512, 512, 512)}
-    neighbourhood = "volume"
-    on_host, peers = ("scipy", "ours_one_thread"), {}
+    neighbourhood, sides = "volume", (3, 3, 3)
+    on_host = ("scipy", "ours_one_thread", "skimage", "dask_image")
+    peers = {"skimage": "skimage", "dask_image": "dask_image"}
     time_opencv = None
 
     def time_scipy(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
         from scipy.ndimage import median_filter
 
-        median = median_filter(self.frames, 3, mode="nearest")
-        spots = np.abs(self.frames.astype(np.float32) - median) > THRESHOLD
-        return np.where(spots, median, self.frames), spots
+        return replace_by(median_filter(self.frames, 3, mode="nearest"), self.frames)
+
+
+def replace_by(median: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, ...]:
+    spots = np.abs(frames.astype(np.float32) - median) > THRESHOLD
+    return np.where(spots, median, frames), spots
+
+
+def median_by_skimage(frames: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
+    from skimage.filters import median
+
+    return median(frames, np.ones(sides), mode="nearest")
+
+
+def median_by_dask_image(frames: np.ndarray, sides: tuple[int, ...], *, scheduler: str) -> np.ndarray:
+    """Its blocks are groups of frames, several for each core."""
+    import dask.array as da
+    from dask_image.ndfilters import median_filter
+
+    blocks = da.from_array(frames, chunks=(max(1, len(frames) // (4 * count_cores())), *frames.shape[1:]))
+    return median_filter(blocks, size=sides, mode="nearest").compute(scheduler=scheduler)
 
 
 def draw_counts(shape: tuple[int, int, int]) -> np.ndarray:
@@ -129,24 +155,24 @@ class Medians:
     equal = "medians identical"
     included = "memory to memory, one thread; no disk, no start-up"
     warm_up = True
-    peers = {"opencv": "cv2"}
+    peers = {"opencv": "cv2", "skimage": "skimage", "dask_image": "dask_image"}
 
     def setup(self, size: str, dtype: str, window: int, frames: int) -> None:
         self.frames = read_counts(size, dtype, frames)
         self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
 
-    def time_scipy(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+    def time_scipy(self, size: str, dtype: str, window: int, *_: int) -> np.ndarray:
         from scipy.ndimage import median_filter
 
         return median_filter(self.frames, (1, window, window), mode="nearest")
 
-    def time_ours(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+    def time_ours(self, size: str, dtype: str, window: int, *_: int) -> np.ndarray:
         return CPU.median(self.frames, size=(1, window, window))
 
-    def time_ours_cleaning(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+    def time_ours_cleaning(self, size: str, dtype: str, window: int, *_: int) -> np.ndarray:
         return remove_spots(self.frames, size=window, threshold=0)[0]
 
-    def time_opencv(self, size: str, dtype: str, window: int, frames: int) -> np.ndarray:
+    def time_opencv(self, size: str, dtype: str, window: int, *_: int) -> np.ndarray:
         import cv2
 
         threads, medians = cv2.getNumThreads(), np.empty_like(self.frames)
@@ -156,11 +182,28 @@ class Medians:
         cv2.setNumThreads(threads)
         return medians
 
+    def time_skimage(self, size: str, dtype: str, window: int, *_: int) -> np.ndarray:
+        return median_by_skimage(self.frames, (1, window, window))
+
+    def time_dask_image(self, size: str, dtype: str, window: int, *_: int) -> np.ndarray:
+        return median_by_dask_image(self.frames, (1, window, window), scheduler="synchronous")
+
     def least(self, side: str) -> dict[str, float]:
         return {"memory, one thread": 2 * self.nbytes}
 
     def assert_equal(self, found: np.ndarray, expected: np.ndarray) -> None:
         check_medians(found, expected)
+
+
+class LargeFrame(Medians):
+    """The same of one radiograph of 2048 x 2048."""
+
+    params = (["small", "full"], ["float32", "uint16"], [3, 5])
+    param_names = ["size", "dtype", "window"]
+
+    def setup(self, size: str, dtype: str, window: int) -> None:
+        self.frames = draw_counts((1, *Projections.stacks[size][1:])).astype(dtype)
+        self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
 
 
 class WideMedians:
@@ -172,6 +215,7 @@ class WideMedians:
     equal = "medians identical"
     included = Medians.included
     warm_up = True
+    peers = {"skimage": "skimage", "dask_image": "dask_image"}
 
     def setup(self, size: str, dtype: str, window: str) -> None:
         self.frames = read_counts(size, dtype, FRAMES // 10)
@@ -189,6 +233,12 @@ class WideMedians:
 
     def time_ours_cleaning(self, size: str, dtype: str, window: str) -> np.ndarray:
         return remove_spots(self.frames, threshold=0, **self.options)[0]
+
+    def time_skimage(self, size: str, dtype: str, window: str) -> np.ndarray:
+        return median_by_skimage(self.frames, self.sides)
+
+    def time_dask_image(self, size: str, dtype: str, window: str) -> np.ndarray:
+        return median_by_dask_image(self.frames, self.sides, scheduler="synchronous")
 
     def least(self, side: str) -> dict[str, float]:
         return {"memory, one thread": 2 * self.nbytes}

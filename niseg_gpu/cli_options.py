@@ -51,7 +51,7 @@ def given_fields(options: argparse.Namespace, model: type[BaseModel]) -> dict[st
                 if "dict" in annotation:
                     value = _mapping(value)
                 else:
-                    value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value)
+                    value = yaml.safe_load(f"[{value}]") if listed and "," in value else _scalar(value, annotation)
             values[name] = value
     return values
 
@@ -67,8 +67,10 @@ def _mapping(text: str) -> Any:
     return found if isinstance(found, dict) else text
 
 
-def _scalar(text: str) -> Any:
-    """Numbers as numbers; everything else stays the text it is."""
+def _scalar(text: str, annotation: str) -> Any:
+    """Numbers as numbers; everything else stays the text it is, such as a choice of the name nan."""
+    if f"'{text}'" in annotation:
+        return text
     for kind in (int, float):
         try:
             return kind(text)

@@ -37,6 +37,11 @@ def count(what: str, where: Any, *, times: int = 1) -> None:
         tally.numbers[what] = tally.numbers[what] + number if what in tally.numbers else number
 
 
+def is_counting() -> bool:
+    """Whether somebody will report what is counted."""
+    return _tally.get() is not None
+
+
 def own_part(ndim: int) -> tuple[slice, ...]:
     """What of a block of `ndim` axes is counted, as slices: all of it, or what `collect` was told."""
     tally = _tally.get()

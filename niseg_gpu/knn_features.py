@@ -10,6 +10,7 @@ import numpy as np
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.kernels.spots_xp import find_missing, median_of_values
 
 Median = Callable[[int], Any]
 
@@ -30,12 +31,16 @@ class Feature(NamedTuple):
 
 
 def running_median(image: Any) -> Median:
-    """Return the function that gives `image`'s median over size x size pixels of each frame, computed once a size."""
+    """Return the function that gives `image`'s median over size x size pixels of each frame, computed once a size.
+
+    NaN is left out of its neighbours' windows.
+    """
     backend = backend_of(image)
+    missing = cache(lambda: find_missing(image, None, xp=backend.xp))
 
     @cache
     def median(size: int) -> Any:
-        return backend.median(image, size=(1,) * (image.ndim - 2) + (size, size))
+        return median_of_values(image, (1,) * (image.ndim - 2) + (size, size), missing(), backend=backend)
 
     return median
 
@@ -66,7 +71,8 @@ def compute_features(image: Any, names: Sequence[str], *, median: Median | None 
     check_features(names)
     xp = backend_of(image).xp
     values, given = xp.astype(image, xp.float32), median or running_median(image)
-    features = [FEATURES[name].compute(values, lambda size: xp.astype(given(size), xp.float32)) for name in names]
+    with np.errstate(invalid="ignore"):  # Inf - Inf: such a feature is NaN
+        features = [FEATURES[name].compute(values, lambda size: xp.astype(given(size), xp.float32)) for name in names]
     return xp.stack(features, axis=-1)
 
 

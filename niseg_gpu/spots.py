@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Annotated, Any, Literal
 
@@ -9,13 +10,17 @@ from annotated_types import Ge
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
-from niseg_gpu.findings import count, own_part
+from niseg_gpu.findings import count, is_counting, own_part
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.kernels.spots_xp import NOISE_SIZE, find_missing, median_of_values
 from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile
 
+MANY_SPOTS = 0.1  # share of values; where more are taken for spots, whatever tells them is off
+MOST_VALUES = 101**2  # of a window that SciPy's median takes; its table for one of more does not fit into memory
 MOST_DEAD = 0.5  # share of pixels; a mask with more of them is most likely one of those alive
+
+log = logging.getLogger(__name__)
 
 
 def remove_spots(
@@ -42,7 +47,7 @@ def remove_spots(
     image : (..., Y, X) array
         One frame, or frames one after another. The border value goes on outside.
     size : int
-        Side of the window in pixels, odd.
+        Side of the window in pixels, odd, up to 101, or 21 in volumes.
     threshold : float
         Least difference from the median that makes a spot, in `threshold_unit`.
     kind : {"bright", "dark", "both"}
@@ -66,7 +71,7 @@ def remove_spots(
     spots : (..., Y, X) bool array
         Without the dead pixels.
     """
-    check_remove_spots(None, size=size)
+    check_remove_spots(None, size=size, neighbourhood=neighbourhood)
     if replacement == "nan" and image.dtype.kind != "f":
         raise UserError(f"remove_spots: replacement nan needs floats, the image is {image.dtype}; use median or mean")
     xp = backend_of(image).xp
@@ -88,6 +93,11 @@ def remove_spots(
         own=own,
     )
     count("spots replaced", number)
+    if not is_counting() and number > MANY_SPOTS * image.size:
+        log.warning(
+            "remove_spots: %d of %d values (%d %%) were taken for spots: the threshold is too low",
+            *(int(number), image.size, 100 * int(number) // image.size),
+        )
     if dead is not None:
         frames = [len(range(*s.indices(n))) for s, n in zip(own[:-2], image.shape[:-2], strict=True)]
         count("values of dead pixels replaced", dead, times=math.prod(frames))
@@ -128,11 +138,24 @@ def _read_mask(path: str, info: Any) -> Any:
 
 
 def check_remove_spots(
-    before: Any, *, size: int = 3, replacement: str = "median", dead_pixels: str | None = None, **_: Any
+    before: Any,
+    *,
+    size: int = 3,
+    neighbourhood: str = "frame",
+    replacement: str = "median",
+    dead_pixels: str | None = None,
+    **_: Any,
 ) -> None:
     """Refuse parameters that make no sense, before any data are read."""
     if size % 2 == 0:
         raise UserError(f"remove_spots got size {size}; allowed: odd, 3 or more")
+    power = 3 if neighbourhood == "volume" else 2
+    if size**power > MOST_VALUES:
+        most = next(side for side in range(101, 0, -2) if side**power <= MOST_VALUES)
+        raise UserError(
+            f"remove_spots got size {size} for windows in {power} dimensions; allowed: odd, 3 to {most}; "
+            "spots are smaller, take a smaller window"
+        )
     if before is not None and replacement == "nan" and before.info.dtype.kind != "f":
         raise UserError(
             f"remove_spots: replacement nan needs floats, the stack is {before.info.dtype} here; use median or mean, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,22 @@ def test_remove_spots_from_file_to_file(niseg, frame: Path, tmp_path: Path, endi
     cleaned, spots = remove_spots(tifffile.imread(frame), size=3, threshold=1000)
     np.testing.assert_array_equal(open_stack(out).values, cleaned)
     np.testing.assert_array_equal(open_stack(mask).values.astype(bool), spots)
+
+
+def test_a_threshold_that_marks_much_is_warned_of_in_one_step_too(niseg, frame: Path, tmp_path: Path) -> None:
+    status, said, _ = niseg("remove-spots", frame, tmp_path / "clean.npy", "--threshold", 1)
+    assert status == 0
+    (spots,) = re.findall(r"remove_spots: (\d+) spots replaced", said)
+    assert f"warning: {spots} of {tifffile.imread(frame).size} values (" in said and "the threshold is too low" in said
+
+
+def test_nan_may_replace_spots_by_its_name(niseg, frame: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "floats.npy", tifffile.imread(frame).astype(np.float32))
+    out, options = tmp_path / "clean.npy", ("--threshold", 1000, "--replacement", "nan")
+    assert niseg("remove-spots", tmp_path / "floats.npy", out, *options)[0] == 0
+    assert np.isnan(np.load(out)).sum() == 1
+    status, _, err = niseg("remove-spots", frame, tmp_path / "other.npy", *options)
+    assert status == 2 and "replacement nan needs floats, the stack is uint16" in err
 
 
 def test_dead_pixels_from_a_file(niseg, frame: Path, tmp_path: Path) -> None:

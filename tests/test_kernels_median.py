@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import hypothesis.extra.numpy as npst
@@ -17,7 +19,8 @@ from niseg_gpu.kernels import median_volume as volumes
 from niseg_gpu.kernels.median import (
     CPU_SIZES,
     DTYPES,
-    STRIP,
+    ROWS,
+    STRIP_BYTES,
     clean_and_count,
     clean_frames,
     covers,
@@ -31,7 +34,7 @@ from niseg_gpu.kernels.spots_xp import clean_spots_xp
 sizes = st.sampled_from(CPU_SIZES)
 dtypes = st.sampled_from(sorted(DTYPES, key=str))
 shapes = npst.array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=9) | st.tuples(
-    st.integers(1, 12), st.integers(20, 150)
+    st.integers(1, 2 * ROWS + 3), st.integers(20, 150)
 )
 
 
@@ -67,9 +70,11 @@ def test_median_equals_scipy(shape, dtype, size, seed):
 
 
 @pytest.mark.parametrize("size", CPU_SIZES)
-@pytest.mark.parametrize("width", [STRIP - 1, STRIP, STRIP + 1, STRIP + 2, 2 * STRIP + 45])
-def test_strips_join(width, size):
-    frames = draw(2, (2, 7, width), np.dtype("uint16"))
+@pytest.mark.parametrize("more", [-1, 0, 1, 2, 45])
+@pytest.mark.parametrize("strips", [1, 2])
+def test_strips_join(strips, more, size):
+    strip = STRIP_BYTES // 2 if size == 3 else median_rows.STRIP
+    frames = draw(2, (2, ROWS + 1, strips * strip + more), np.dtype("uint16"))
     np.testing.assert_array_equal(median_frames(frames, size=size), median_by_scipy(frames, size=size))
 
 
@@ -202,6 +207,42 @@ def test_infinite_values():
     cleaned, spots = clean_frames(frames, size=3, threshold=5.0, kind="both")
     assert np.argwhere(spots).tolist() == [[3, 30]]
     assert cleaned[3, 30] == 1
+
+
+BESIDE_FORBIDDEN_PAGES = """
+import ctypes, mmap
+import numpy as np
+from niseg_gpu.kernels.median import clean_frames, median_frames
+from niseg_gpu.kernels.median_volume import median_volume
+
+page, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+rng = np.random.default_rng(0)
+for shape in ((1, 1), (1, 70), (9, 33), (17, 64), (2, 8, 45)):
+    for dtype in ("uint8", "uint16", "float32"):
+        values = rng.integers(0, 99, shape).astype(dtype)
+        pages = -(-values.nbytes // page)
+        room = mmap.mmap(-1, (pages + 2) * page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+        for forbidden in (start, start + (pages + 1) * page):
+            assert libc.mprotect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) == 0
+        for offset in (page, (pages + 1) * page - values.nbytes):
+            frames = np.frombuffer(room, dtype, values.size, offset).reshape(shape)
+            frames[...] = values
+            for size in (3, 5, 7):
+                np.testing.assert_array_equal(median_frames(frames, size=size), median_frames(values, size=size))
+                cleaned, _ = clean_frames(frames, size=size, threshold=20, kind="both")
+            if len(shape) == 3:
+                median_volume(frames)
+        libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t((pages + 2) * page), 3)
+print("all inside")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forbids pages by Linux's call")
+def test_nothing_beside_the_frames_is_read():
+    """Vectors must end where the array does: the pages around it are forbidden, and a touch ends the process."""
+    done = subprocess.run([sys.executable, "-c", BESIDE_FORBIDDEN_PAGES], capture_output=True, text=True, check=False)
+    assert done.stdout == "all inside\n", (done.returncode, done.stderr)
 
 
 def test_threads_at_once_give_the_same():

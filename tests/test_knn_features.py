@@ -61,6 +61,29 @@ def test_unsigned_values_do_not_wrap() -> None:
     assert compute_features(image, ["residual"])[2, 2, 0] == -37
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
+def test_counting_noise_of_no_counts_is_one(dtype: type) -> None:
+    """Below a count of 1 the root of the median says nothing, or does not exist."""
+    for level in (0, 100) if dtype is np.uint16 else (-300, 0, 100):
+        image = np.full((2, 9, 9), level, dtype)
+        image[1, 4, 4] += 50
+        found = compute_features(image, ["poisson_residual"])[..., 0]
+        assert found.dtype == np.float32
+        assert found[1, 4, 4] == 50 / np.sqrt(max(level, 1)) and np.count_nonzero(found) == 1
+
+
+def test_nan_is_no_neighbour_and_inf_no_feature() -> None:
+    image = np.arange(81, dtype=np.float32).reshape(9, 9) + 100
+    image[4, 4] = np.nan
+    names = ["residual", "abs_residual", "residual5", "poisson_residual"]
+    found = compute_features(image, names)
+    np.testing.assert_array_equal(np.isnan(found).any(-1), np.isnan(image))
+    window = image[2:5, 2:5]
+    assert found[3, 3, 0] == image[3, 3] - np.median(window[~np.isnan(window)])
+    image[:5] = np.inf
+    assert not np.isfinite(compute_features(image, names)[:3]).any()
+
+
 def test_a_median_is_computed_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from niseg_gpu.backend import Cpu
 

@@ -17,7 +17,7 @@ from niseg_gpu.findings import collect
 from niseg_gpu.kernels.spots_xp import replace_spots_xp
 from niseg_gpu.pipeline.engine import Engine
 from niseg_gpu.pipeline.parse import parse_pipeline, parse_steps
-from niseg_gpu.spots import remove_spots
+from niseg_gpu.spots import check_remove_spots, remove_spots
 
 
 def window(frame: np.ndarray, y: int, x: int, size: int, *, outside: bool) -> np.ndarray:
@@ -339,3 +339,30 @@ def test_thresholds_are_exact_for_eight_bit(dtype: str, threshold: float) -> Non
     spots = clean_spots_xp(image.view(LikeCupy), **settings)[1]
     assert [bool(spots[4, x]) for x in (1, 4, 7)] == [60 > threshold, 61 > threshold, 255 > threshold]
     assert spots.sum() == sum(v > threshold for v in (60, 61, 255))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"size": 4}, "size 4; allowed: odd, 3 or more"),
+        ({"size": 103}, "size 103 for windows in 2 dimensions; allowed: odd, 3 to 101"),
+        ({"size": 23, "neighbourhood": "volume"}, "size 23 for windows in 3 dimensions; allowed: odd, 3 to 21"),
+    ],
+)
+def test_windows_that_cannot_be(options, complaint) -> None:
+    with pytest.raises(UserError, match=complaint):
+        remove_spots(np.zeros((2, 4, 5), np.uint16), threshold=1, **options)
+    with pytest.raises(UserError, match=complaint):
+        check_remove_spots(None, threshold=1, **options)
+
+
+def test_many_spots_are_warned_of_where_nobody_counts(caplog) -> None:
+    frame = spotted(np.uint16)
+    with caplog.at_level("WARNING", logger="niseg_gpu"):
+        remove_spots(frame, threshold=60)
+        assert not caplog.records
+        _, spots = remove_spots(frame, threshold=1)
+        with collect():
+            remove_spots(frame, threshold=1)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"remove_spots: {spots.sum()} of {spots.size} values (")

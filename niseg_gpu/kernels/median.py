@@ -1,8 +1,7 @@
 """Running medians on the CPU, and the cleaning of spots fused with them: 3 x 3 here, wider windows through here.
 
 Each row is sorted once, in threes of neighbours; the rows of a window are then merged. Values stay in a strip's work
-lines, which fit the cache. Lines lie `LINE` values apart in one array, a constant, by which the compiler sees that
-they don't overlap and vectorises over the columns.
+lines, which fit the cache.
 """
 
 from __future__ import annotations
@@ -12,28 +11,28 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled, inline, read_flat, within
-from niseg_gpu.kernels.lines import fetch
+from niseg_gpu.kernels.lines import LONGEST_BYTES, from_cache_line
 from niseg_gpu.kernels.median_rows import filter5, filter7
 from niseg_gpu.kernels.networks import median9, sort3
-from niseg_gpu.kernels.row3 import clean_row3, filter_row3
+from niseg_gpu.kernels.row3 import ROWS, clean_row3, clean_rows3, filter_row3, filter_rows3
 from niseg_gpu.kernels.spot_rules import Rule, add_counts, clean_row, make_rule
 from niseg_gpu.kernels.spot_rules import limit_differences as limit_differences  # the GPU's kernels look for it here
 
 SIZES = (3, 5)  # of windows in frames for which either device has a kernel
 CPU_SIZES = (3, 5, 7)
 DTYPES = frozenset(np.dtype(t) for t in ("uint8", "uint16", "int16", "int32", "float32"))
-STRIP = 2048  # columns at a time
-LANES = 32  # values of the widest vector: a loop over whole vectors has no slow rest
-LINE = STRIP + 3 * LANES  # no power of two, or all lines would meet in few sets of the cache
-CACHED = 2**20  # bytes; what is larger comes from memory
-PAGE, CACHE_LINE = 4096, 64  # bytes
+STRIP_BYTES = 8192  # of a row, at a time
+# that lie apart from each other in pages too: a processor takes a value that it reads for one just written, until it
+# knows better, if both lie alike in their pages
+LINE_BYTES = STRIP_BYTES + 704
+PAGE = 4096  # bytes
 
 
 @inline
-def _sort_row3(frames, i, first, end, lines):
+def _sort_row3(frames, i, first, end, lines, line):
     """Sort a row in threes into `lines`, columns `first` to `end`; the left neighbour of column 0 lies at `i`."""
     i0, i1, i2 = np.uint64(i), np.uint64(i + 1), np.uint64(i + 2)
-    line1, line2 = np.uint64(LINE), np.uint64(2 * LINE)
+    line1, line2 = np.uint64(line), np.uint64(2 * line)
     for x in range(np.uint64(first), np.uint64(max(first, end))):
         lines[x], lines[line1 + x], lines[line2 + x] = sort3(frames[i0 + x], frames[i1 + x], frames[i2 + x])
 
@@ -65,55 +64,54 @@ def _clean_border(frames, i, median, counted, out, spots, limits):
 @compiled
 def _filter3(frames, height, width, out, spots, counts, limits, noise, blank):
     """3 x 3 medians of frames one after another into `out`; where `spots` is not empty, frames cleaned by a `Rule`."""
-    even, odd = np.empty(3 * LINE, frames.dtype), np.empty(3 * LINE, frames.dtype)
+    strip, line = STRIP_BYTES // frames.itemsize, LINE_BYTES // frames.itemsize
+    work = from_cache_line(np.empty((7 + ROWS) * line, frames.dtype))
+    even, odd, medians = work[: 3 * line], work[3 * line : 6 * line], work[6 * line :]
+    begins, found = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
     clean, fused = spots.size > 0, spots.size > 0 and noise.size == 0 and blank.size == 0
-    medians = np.empty(LINE, frames.dtype)
-    # the processor looks ahead by itself, but not beyond the end of a page
-    ahead = PAGE // frames.itemsize if frames.size * frames.itemsize > CACHED and width * frames.itemsize < PAGE else 0
     for frame in range(0, frames.size, height * width):
         bottom, first_row = frame + (height - 1) * width, frame // width
-        for left in range(0, width, STRIP):
-            n = min(STRIP, width - left)
-            whole = (n + LANES - 1) // LANES * LANES if n == width else n
+        for left in range(0, width, strip):
+            n = min(strip, width - left)
             edge = 1 if left + n == width else 0
             for lines in (even, odd):
-                _sort_row3(frames, frame + left - 1, 1 if left == 0 else 0, n - edge, lines)
-            for r in range(height):
-                row = frame + r * width
-                above, below = max(row - width, frame), min(row + width, bottom)
+                _sort_row3(frames, frame + left - 1, 1 if left == 0 else 0, n - edge, lines, line)
+            r = 0
+            while r < height:
+                rows = ROWS if r + ROWS <= height else 1
+                row, o = frame + r * width, frame + r * width + left
                 before, centre = (odd, even) if r % 2 else (even, odd)
-                # all columns at once, so that vectors are stored aligned; at the borders the result is put right below.
-                # Whole vectors reach into rows that are written later; nothing reaches outside the array.
-                first = 1 if below + left == 0 else 0
-                end = whole if max(below, row) + left + whole < frames.size else n - edge
-                i, o, k = below + left - 1, row + left, first_row + r
-                if ahead:
-                    for x in range(0, n, CACHE_LINE // frames.itemsize):
-                        fetch(frames, below + left + ahead + x)
-                if fused:
-                    found = clean_row3(frames, i, first, end, before, centre, LINE, out, o, spots, limits)
-                    for x in range(o + n, o + end):
-                        found -= spots[np.uint64(x)]
-                    if left == 0:
-                        median = _border3(frames, above, row, below, 0, min(1, width - 1))
-                        found += _clean_border(frames, row, median, first == 0 < end, out, spots, limits)
-                    if edge and width > 1:
-                        median = _border3(frames, above, row, below, width - 1, width - 2)
-                        found += _clean_border(frames, row + width - 1, median, end >= n, out, spots, limits)
-                    add_counts(counts, k, found)
-                elif clean:
-                    filter_row3(frames, i, first, end, before, centre, LINE, medians, 0)
-                    if left == 0:
-                        medians[0] = _border3(frames, above, row, below, 0, min(1, width - 1))
-                    if edge and width > 1:
-                        medians[n - 1] = _border3(frames, above, row, below, width - 1, width - 2)
-                    clean_row(frames, o, medians, 0, n, out, spots, k, counts, limits, noise, blank)
+                for k in range(rows):
+                    begins[k] = min(row + (k + 1) * width, bottom) + left - 1
+                # all columns alike, at the borders the result is put right below; but nothing is read from outside
+                first = 1 if begins[0] < 0 else 0
+                end = n if begins[rows - 1] + 1 + n < frames.size else n - edge
+                to, o_to, pitch = (medians, 0, line) if clean else (out, o, width)
+                if fused and rows > 1:
+                    clean_rows3(frames, begins, first, end, before, centre, line, out, o, width, spots, limits, found)
+                elif fused:
+                    clean_row3(frames, begins, first, end, before, centre, line, out, o, width, spots, limits, found)
+                elif rows > 1:
+                    filter_rows3(frames, begins, first, end, before, centre, line, to, o_to, pitch)
                 else:
-                    filter_row3(frames, i, first, end, before, centre, LINE, out, o)
-                    if left == 0:
-                        out[row] = _border3(frames, above, row, below, 0, min(1, width - 1))
-                    if edge and width > 1:
-                        out[row + width - 1] = _border3(frames, above, row, below, width - 1, width - 2)
+                    filter_row3(frames, begins, first, end, before, centre, line, to, o_to, pitch)
+                for k in range(rows):
+                    at = row + k * width
+                    above, below = max(at - width, frame), min(at + width, bottom)
+                    for side in range(0 if left == 0 else 1, 1 + edge if width > 1 else 1):
+                        x, inner = (width - 1, width - 2) if side else (0, min(1, width - 1))
+                        median = _border3(frames, above, at, below, x, inner)
+                        if fused:
+                            counted = first <= x - left < end
+                            found[k] += _clean_border(frames, at + x, median, counted, out, spots, limits)
+                        else:
+                            to[o_to + k * pitch + x - left] = median
+                    if fused:
+                        add_counts(counts, first_row + r + k, found[k])
+                    elif clean:
+                        i, m, to_row = o + k * width, k * line, first_row + r + k
+                        clean_row(frames, i, medians, m, n, out, spots, to_row, counts, limits, noise, blank)
+                r += rows
 
 
 def median_frames(frames: np.ndarray, *, size: int) -> np.ndarray:
@@ -197,8 +195,18 @@ def _counter(frames: np.ndarray) -> type:
 
 def _run(frames: np.ndarray, size: int, spots: np.ndarray, counts: np.ndarray, rule: Rule) -> np.ndarray:
     flat = read_flat(frames)
-    out = np.empty(frames.shape, frames.dtype)
+    out = _empty_beside(flat).reshape(frames.shape)
     if flat.size:
         kernel = {3: _filter3, 5: filter5, 7: filter7}[size]
         kernel(flat, *frames.shape[-2:], out.reshape(-1), spots.reshape(-1), counts.reshape(-1), *rule)
     return out
+
+
+def _empty_beside(frames: np.ndarray) -> np.ndarray:
+    """Room for results: from where a line of the cache begins, half a page away from where the frames lie in theirs."""
+    if frames.nbytes < PAGE:
+        return np.empty(frames.shape, frames.dtype)
+    room = np.empty(frames.nbytes + PAGE, np.uint8)
+    there = frames.ctypes.data // LONGEST_BYTES * LONGEST_BYTES + PAGE // 2
+    start = (there - room.ctypes.data) % PAGE
+    return room[start : start + frames.nbytes].view(frames.dtype)

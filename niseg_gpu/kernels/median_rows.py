@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled, inline, within
-from niseg_gpu.kernels.lines import VECTOR_BYTES, loop_over
+from niseg_gpu.kernels.lines import LONGEST_BYTES, from_cache_line, loop_over
 from niseg_gpu.kernels.selection import merging, sorting, two_medians
 from niseg_gpu.kernels.spot_rules import clean_row
 
 STRIP = 2048  # columns at a time
-LINE = STRIP + 3 * VECTOR_BYTES  # no power of two, or all lines would meet in few sets of the cache
+LINE = STRIP + 2 * LONGEST_BYTES  # no power of two, or all lines would meet in few sets of the cache
 
 
 def _loops(size: int) -> tuple[Any, Any, Any]:
@@ -60,7 +60,8 @@ def _filter_rows(size, loops, frames, height, width, out, spots, counts, limits,
     # `half` above it in turn, and the merged pairs of rows
     medians, second, outer = 2 * LINE, 4 * LINE, 4 * LINE + one
     merged = outer + half * one
-    lines, begins = np.zeros(merged + (pairs + 1) * 2 * one, frames.dtype), np.zeros(pairs + 8, np.int64)
+    lines = from_cache_line(np.zeros(merged + (pairs + 1) * 2 * one + LONGEST_BYTES, frames.dtype))
+    begins = np.zeros(pairs + 8, np.int64)
     for frame in range(0, frames.size, height * width):
         first_row = frame // width
         for left in range(0, width, STRIP):

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled, inline, read_flat
-from niseg_gpu.kernels.lines import VECTOR_BYTES, loop_over
+from niseg_gpu.kernels.lines import LONGEST_BYTES, from_cache_line, loop_over
 from niseg_gpu.kernels.median import DTYPES
 from niseg_gpu.kernels.median_rows import copy_row, pad_row
 from niseg_gpu.kernels.selection import two_medians_of_nines, two_nines
 
 STRIP = 1024  # columns at a time
-LINE = STRIP + 3 * VECTOR_BYTES
+LINE = STRIP + 2 * LONGEST_BYTES
 NINE = 9 * LINE
 ROWS, MEDIANS, NINES = 0, 4 * LINE, 6 * LINE  # where they begin in the work array: 4 rows, 2 rows, 4 frames of 2 nines
 
@@ -39,7 +39,8 @@ def _sort_frame(volume, frame, depth, height, width, y, left, n, lines, begins):
 
 @compiled
 def _filter27(volume, depth, height, width, out):
-    lines, begins = np.zeros(NINES + 8 * NINE, volume.dtype), np.zeros(5, np.int64)
+    lines = from_cache_line(np.zeros(NINES + 8 * NINE + LONGEST_BYTES, volume.dtype))
+    begins = np.zeros(5, np.int64)
     for left in range(0, width, STRIP):
         n = min(STRIP, width - left)
         for y in range(0, height, 2):

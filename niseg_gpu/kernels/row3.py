@@ -1,6 +1,7 @@
-"""One row of 3 x 3 medians in vector instructions, with or without the cleaning of spots.
+"""Rows of 3 x 3 medians in vector instructions, several at a time, with or without the cleaning of spots.
 
-The rows above come sorted in threes; that below is sorted on the way, and takes the place of the uppermost.
+The two rows above come sorted in threes; those below are sorted on the way, and the last two take their place. What
+two windows one below the other share is put in order once.
 """
 
 from __future__ import annotations
@@ -13,73 +14,95 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from niseg_gpu.kernels.lines import VECTOR_BYTES, as_vector, choose
+from niseg_gpu.kernels.lines import as_vector, choose, count_lanes
 from niseg_gpu.kernels.spot_rules import Tally, is_far, spread
 
 WHOLE = ir.IntType(64)
+ROWS = 8  # at a time: more hardly share more, and need more registers than there are
 
 
-@intrinsic
-def filter_row3(typing, frames, i, first, end, before, centre, apart, out, o):  # type: ignore[no-untyped-def]
-    """Put medians of columns `first` to `end` into `out` from `o` on.
+def make_filter(rows: int) -> Any:
+    """Return a function for compiled code that filters so many rows.
 
-    Parameters
-    ----------
-    frames : 1-D array
-    i : int
-        Where the left neighbour of column 0 in the row below lies.
-    before, centre : 1-D array
-        The row above and the row itself: least, middle and greatest of three neighbours, `apart` from each other.
-        Those of the row below take the place of those `before`.
+    Called with (frames, begins, first, end, above, centre, apart, out, o, pitch), it puts medians of columns `first` to
+    `end` into `out`: those of the first row from `o` on, each other's `pitch` farther. `begins` says where in `frames`
+    the left neighbours of column 0 lie, in as many rows, from the one below the first. `above` and `centre` are the
+    row above the first and the first: least, middle and greatest of three neighbours, lines that lie `apart` from each
+    other. The last two rows read take their place; if it is one alone, it takes that of `above`.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        begin = builder.gep(_data(context, builder, signature, arguments, 7), [arguments[8]])
+    @intrinsic
+    def filter_rows(typing, frames, begins, first, end, above, centre, apart, out, o, pitch):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            start, step = arguments[8:10]
+            outs = _places(builder, _data(context, builder, signature, arguments, 7), start, step, rows)
 
-        def finish(x: Any, lanes: int, median: Any) -> None:
-            builder.store(median, as_vector(builder, builder.gep(begin, [x]), lanes), align=1)
+            def finish(row: int, x: Any, lanes: int, median: Any) -> None:
+                builder.store(median, as_vector(builder, builder.gep(outs[row], [x]), lanes), align=1)
 
-        _go_along(context, builder, signature, arguments, lambda lanes: None, finish)
-        return context.get_dummy_value()
+            _go_along(context, builder, signature, arguments, rows, lambda lanes: None, finish)
+            return context.get_dummy_value()
 
-    at = types.int64
-    return types.void(frames, at, at, at, before, centre, at, out, at), generate
+        at = types.int64
+        return types.void(frames, begins, at, at, above, centre, at, out, at, at), generate
+
+    return filter_rows
 
 
-@intrinsic
-def clean_row3(typing, frames, i, first, end, before, centre, apart, out, o, spots, limits):  # type: ignore[no-untyped-def]
-    """Put cleaned values into `out`, by the limits of a `Rule`; return spots + 2**32 times NaN."""
+def make_clean(rows: int) -> Any:
+    """Return a function that cleans so many rows by the limits of a `Rule`.
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        tally = Tally(context, builder, frames.dtype)
-        values, out_, spots_ = (
-            builder.gep(_data(context, builder, signature, arguments, k), [arguments[8]]) for k in (0, 7, 9)
-        )
-        limits_ = _data(context, builder, signature, arguments, 10)
-        rule: list[Any] = []
+    It takes (..., pitch, spots, limits, found) after what `make_filter` says, and puts spots + 2**32 times NaN of each
+    row into `found`.
+    """
 
-        def start(lanes: int) -> None:
-            tally.start(lanes)
-            both = (builder.load(builder.gep(limits_, [ir.Constant(WHOLE, k)])) for k in range(2))
-            rule[:] = [spread(builder, limit, lanes) for limit in both]
+    @intrinsic
+    def clean_rows(typing, frames, begins, first, end, above, centre, apart, out, o, pitch, spots, limits, found):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            tallies = [Tally(context, builder, frames.dtype) for _ in range(rows)]
+            arrays = [_data(context, builder, signature, arguments, k) for k in (0, 7, 10, 11, 12)]
+            begins_of = [_places(builder, array, *arguments[8:10], rows) for array in arrays[:3]]
+            rule: list[Any] = []
 
-        def finish(x: Any, lanes: int, median: Any) -> None:
-            places = [as_vector(builder, builder.gep(begin, [x]), lanes) for begin in (values, out_, spots_)]
-            value = builder.load(places[0], align=1)
-            spot = is_far(builder, frames.dtype, value, median, *rule)
-            tally.add(value, spot)
-            builder.store(builder.select(spot, median, value), places[1], align=1)
-            builder.store(builder.zext(spot, places[2].type.pointee), places[2], align=1)
+            def start(lanes: int) -> None:
+                for tally in tallies:
+                    tally.start(lanes)
+                both = (builder.load(builder.gep(arrays[3], [_number(k)])) for k in range(2))
+                rule[:] = [spread(builder, limit, lanes) for limit in both]
 
-        _go_along(context, builder, signature, arguments, start, finish, stop=tally.stop)
-        return tally.total()
+            def finish(row: int, x: Any, lanes: int, median: Any) -> None:
+                places = [as_vector(builder, builder.gep(begin[row], [x]), lanes) for begin in begins_of]
+                value = builder.load(places[0], align=1)
+                spot = is_far(builder, frames.dtype, value, median, *rule)
+                tallies[row].add(value, spot)
+                builder.store(builder.select(spot, median, value), places[1], align=1)
+                builder.store(builder.zext(spot, places[2].type.pointee), places[2], align=1)
 
-    at = types.int64
-    return types.int64(frames, at, at, at, before, centre, at, out, at, spots, limits), generate
+            def stop() -> None:
+                for tally in tallies:
+                    tally.stop()
+
+            _go_along(context, builder, signature, arguments, rows, start, finish, stop)
+            for k, tally in enumerate(tallies):
+                builder.store(tally.total(), builder.gep(arrays[4], [_number(k)]))
+            return context.get_dummy_value()
+
+        at = types.int64
+        return types.void(frames, begins, at, at, above, centre, at, out, at, at, spots, limits, found), generate
+
+    return clean_rows
+
+
+filter_rows3, filter_row3 = make_filter(ROWS), make_filter(1)
+clean_rows3, clean_row3 = make_clean(ROWS), make_clean(1)
 
 
 def _data(context: Any, builder: Any, signature: Any, arguments: Any, k: int) -> Any:
     return context.make_array(signature.args[k])(context, builder, arguments[k]).data
+
+
+def _places(builder: Any, data: Any, start: Any, step: Any, n: int) -> list[Any]:
+    return [builder.gep(data, [builder.add(start, builder.mul(step, _number(k)))]) for k in range(n)]
 
 
 def _go_along(
@@ -87,40 +110,51 @@ def _go_along(
     builder: Any,
     signature: Any,
     arguments: Any,
+    rows: int,
     start: Callable[[int], None],
-    finish: Callable[[Any, int, Any], None],
+    finish: Callable[[int, Any, int, Any], None],
     stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the loops, first over whole vectors, then over what is left."""
+    """Write the loops, over whole vectors, then over quarters of them, then over what is left."""
     dtype, (first, end, apart) = signature.args[0].dtype, (arguments[k] for k in (2, 3, 6))
-    row, *both = (_data(context, builder, signature, arguments, k) for k in (0, 4, 5))
-    row, steps = builder.gep(row, [arguments[1]]), [builder.mul(apart, _number(k)) for k in range(3)]
-    above, centre = ([builder.gep(lines, [step]) for step in steps] for lines in both)
+    frames, begins, *held = (_data(context, builder, signature, arguments, k) for k in (0, 1, 4, 5))
+    below = [builder.gep(frames, [builder.load(builder.gep(begins, [_number(k)]))]) for k in range(rows)]
+    lines = [line for row in held for line in _places(builder, row, _number(0), apart, 3)]
     lesser, greater = choose(builder, dtype)
 
-    def middle(a: Any, b: Any, c: Any) -> Any:
-        return greater(lesser(a, b), lesser(greater(a, b), c))
+    def sort(left: Any, centre: Any, right: Any) -> tuple[Any, ...]:
+        low, high = lesser(centre, right), greater(centre, right)
+        return lesser(left, low), greater(low, lesser(left, high)), greater(left, high)
+
+    def load_sorted(row: Any, x: Any, lanes: int) -> tuple[Any, ...]:
+        taps = (builder.gep(row, [builder.add(x, _number(k))]) for k in range(3))
+        return sort(*(builder.load(as_vector(builder, tap, lanes), align=1) for tap in taps))
 
     def loop(first: Any, end: Any, lanes: int) -> None:
         start(lanes)
         with cgutils.for_range_slice(builder, first, end, _number(lanes)) as (x, _):
-            kept = [as_vector(builder, builder.gep(line, [x]), lanes) for line in above]
-            a = [builder.load(place, align=1) for place in kept]
-            b = [builder.load(as_vector(builder, builder.gep(line, [x]), lanes), align=1) for line in centre]
-            taps = [builder.gep(row, [builder.add(x, _number(k))]) for k in range(3)]
-            left, c1, right = (builder.load(as_vector(builder, tap, lanes), align=1) for tap in taps)
-            low, high = lesser(c1, right), greater(c1, right)
-            c = lesser(left, low), greater(low, lesser(left, high)), greater(left, high)
-            for value, place in zip(c, kept, strict=True):
+            kept = [as_vector(builder, builder.gep(line, [x]), lanes) for line in lines]
+            values = [builder.load(place, align=1) for place in kept]
+            threes = [values[:3], values[3:]]
+            for k in range(0, rows, 2):
+                threes += [load_sorted(row, x, lanes) for row in below[k : k + 2]]
+                one, two = threes[k + 1 : k + 3]
+                least, most = greater(one[0], two[0]), lesser(one[2], two[2])
+                low, high = lesser(one[1], two[1]), greater(one[1], two[1])
+                for row, other in zip((k, k + 1), (threes[k], *threes[k + 3 :]), strict=False):
+                    a, b = greater(least, other[0]), lesser(most, other[2])
+                    c = greater(low, lesser(high, other[1]))
+                    finish(row, x, lanes, greater(lesser(a, c), lesser(greater(a, c), b)))
+            last = [value for three in threes[2:][-2:] for value in three]
+            for value, place in zip(last, kept, strict=False):
                 builder.store(value, place, align=1)
-            least, most = greater(greater(a[0], b[0]), c[0]), lesser(lesser(a[2], b[2]), c[2])
-            finish(x, lanes, middle(least, middle(a[1], b[1], c[1]), most))
         stop()
 
-    lanes = _number(VECTOR_BYTES // context.get_abi_sizeof(context.get_data_type(dtype)))
-    whole = builder.sub(end, builder.srem(builder.sub(end, first), lanes))
-    loop(first, whole, lanes.constant)
-    loop(whole, end, 1)
+    lanes = count_lanes(context, dtype)
+    for n in (lanes, lanes // 4, 1):
+        whole = builder.sub(end, builder.srem(builder.sub(end, first), _number(n)))
+        loop(first, whole, n)
+        first = whole
 
 
 def _number(n: int) -> Any:

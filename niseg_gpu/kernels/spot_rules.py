@@ -12,7 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from niseg_gpu.kernels.compiled import within
-from niseg_gpu.kernels.lines import VECTOR_BYTES, as_vector, choose
+from niseg_gpu.kernels.lines import as_vector, choose, count_lanes
 
 FLOAT, DOUBLE, WHOLE = ir.FloatType(), ir.DoubleType(), ir.IntType(64)
 
@@ -99,7 +99,7 @@ def replace_spots(typing, values, i, medians, m, n, out, spots, limits, noise, b
                 builder.store(builder.zext(spot, places[3].type.pointee), places[3], align=1)
             tally.stop()
 
-        lanes = VECTOR_BYTES // context.get_abi_sizeof(element)
+        lanes = count_lanes(context, dtype)
         whole = builder.sub(n, builder.srem(n, ir.Constant(WHOLE, lanes)))
         with builder.if_else(has_noise) as (then, otherwise):
             for branch, by_noise in ((then, True), (otherwise, False)):

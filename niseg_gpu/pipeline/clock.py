@@ -47,6 +47,10 @@ class Clock:
                 if int(number):
                     self._found[step, what] = self._found.get((step, what), 0) + int(number)
 
+    def number(self, step: str, what: str) -> int:
+        """How often a step counted something."""
+        return self._found.get((step, what), 0)
+
     def findings(self) -> list[str]:
         """What was counted, a line each."""
         return [f"{step}: {number} {what}" for (step, what), number in self._found.items()]

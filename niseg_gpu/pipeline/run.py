@@ -29,6 +29,7 @@ from niseg_gpu.pipeline.results import check_folder, staged_folder, write_array,
 from niseg_gpu.pipeline.sinks import FetchTarget, HostTarget, SumTarget
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.pipeline.workers import describe_workers, workers_of
+from niseg_gpu.spots import MANY_SPOTS
 from niseg_gpu.stack import UNITS, StackInfo
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     write_array(group, "mean_image", mean, ("y", "x"), units=pictured.attrs.get("quantity", ""))
     if "spots" in sums:
         write_array(group, "spot_count", sums["spots"].total, ("y", "x"))
-        warn_of_many_spots(session, sums["spots"])
+        total = sums["spots"].total
+        warn_of_many_spots(session, int(total.sum(dtype=np.int64)), of=total.size * sums["spots"].frames)
     with session.clock.timing("report", 0):
         samples.write(group)
     results: dict[str, Any] = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in group.arrays()}
@@ -226,13 +228,13 @@ def store_blocks(
     return table, sums
 
 
-def warn_of_many_spots(session: Session, spots: SumTarget) -> None:
+def warn_of_many_spots(session: Session, number: int, *, of: int) -> None:
     """Say so where more than a tenth of all values were taken for spots: then whatever tells them is off."""
-    percent = 100 * float(spots.total.sum(dtype=np.int64)) / (spots.total.size * spots.frames)
-    if percent > 10:
+    if number > MANY_SPOTS * of:
         first = next(step.name for step in session.pipeline.steps if OPS[step.name].mask)
         cause = "the threshold is too low" if first == "remove_spots" else "the model suits other images"
-        session.clock.add_findings("warning", {f"% of all values were taken for spots: {cause}": percent})
+        what = f"of {of} values ({100 * number // of} %) were taken for spots: {cause}"
+        session.clock.add_findings("warning", {what: number})
 
 
 def make_table(session: Session, image: xr.DataArray) -> tuple[PixelTable, Any]:

@@ -12,7 +12,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.pipeline.clusters import cluster, label_map, tell_trials, write_spectra_csv
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
-from niseg_gpu.pipeline.run import Session, open_session, store_table
+from niseg_gpu.pipeline.run import Session, open_session, store_table, warn_of_many_spots
 from niseg_gpu.pipeline.workers import workers_of
 
 if TYPE_CHECKING:
@@ -75,9 +75,16 @@ def transform_file(
                 if mask is not None:
                     stacks[Path(mask)] = session.engine.to_host(applied.masks["spots"])
                 save_together(stacks, overwrite=overwrite, provenance=provenance)
+            _warn_of_many_spots(session, of=applied.image.size)
     written = [f"wrote {p}" for p in (out, mask, spectra) if p is not None]
     trials = tell_trials(found) if session.last_step is not None else []
     return written + trials + session.clock.findings()
+
+
+def _warn_of_many_spots(session: Session, *, of: int) -> None:
+    for step in session.pipeline.steps:
+        number = sum(session.clock.number(step.name, what) for what in ("spots replaced", "spots found"))
+        warn_of_many_spots(session, number, of=of)
 
 
 def watched(session: Session, image: xr.DataArray, progress: Any) -> xr.DataArray:
