@@ -140,7 +140,7 @@ def train(
         The loss is no number any more, before there was an epoch to keep; or a checkpoint of another training.
     """
     schedule = plan.schedule
-    learner, history, best = _start(plan), [], None
+    learner, history, best = start_learner(plan), [], None
     if resume:
         learner, history, best = load_checkpoint(folder, like=learner, record=record)
     mesh = Mesh(np.array(devices), ("batch",))
@@ -148,7 +148,7 @@ def train(
     learner, training, validation = jax.device_put((learner, training, validation), everywhere)
     moves = plan.augmentation is not None and plan.augmentation.moves
     window = choose_window(training, plan.crop) if moves else plan.crop
-    step, count = _make_step(plan, mesh, window), _make_count(plan)
+    step, count = make_step(plan, mesh, window), _make_count(plan)
     stopped = ""
     for epoch in range(len(history) + 1, schedule.epochs + 1):
         totals, losses = None, []
@@ -176,12 +176,12 @@ def train(
     return Trained(*best[1], history, best[0], stopped)
 
 
-def _start(plan: Plan) -> Learner:
+def start_learner(plan: Plan) -> Learner:
     params, state = init_weights(plan.config, seed=plan.schedule.seed)
     return Learner(params, state, plan.schedule.make_optimizer().init(params), params)
 
 
-def _make_step(plan: Plan, mesh: Mesh, window: tuple[int, ...]) -> Callable[..., tuple[Learner, jax.Array, Counts]]:
+def make_step(plan: Plan, mesh: Mesh, window: tuple[int, ...]) -> Callable[..., tuple[Learner, jax.Array, Counts]]:
     """One batch drawn, augmented and learnt from; compiled, the old learner given up."""
     schedule, optimizer = plan.schedule, plan.schedule.make_optimizer()
     shared = NamedSharding(mesh, PartitionSpec("batch"))
