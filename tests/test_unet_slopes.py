@@ -22,7 +22,7 @@ def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     shape=st.tuples(st.integers(1, 3), SIDE, SIDE, st.integers(1, 4)),
     features=st.integers(1, 4),
