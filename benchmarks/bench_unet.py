@@ -151,7 +151,7 @@ class Prediction(_Prediction):
 
 class _Training(_Network):
     equal = (
-        "the first loss to 1e-5 relative, after 3 steps the loss to 2e-3 and all but 1 in 1000 weights to 1e-4 (a "
+        "the first loss to 1e-5 relative, after 3 steps the loss to 2e-3 and all but 1 in 200 weights to 1e-4 (a "
         "tenth of a step) on a CPU; on a GPU (bfloat16) losses to 0.05"
     )
     included = (
@@ -230,8 +230,9 @@ class _Training(_Network):
         on_cpu = self.device == "cpu"
         np.testing.assert_allclose(found[0][0], expected[0][0], rtol=1e-5 if on_cpu else 0.05)
         np.testing.assert_allclose(found[0], expected[0], rtol=2e-3 if on_cpu else 0.05)
+        # where a slope is near 0, Adam, which divides by its size, makes its rounding as large as a step
         far = (abs(found[1] - expected[1]) > RATE / 10).mean() if on_cpu else 0
-        assert found[1].shape == expected[1].shape and far <= 1e-3, f"{far:.2%} of the weights differ"
+        assert found[1].shape == expected[1].shape and far <= 5e-3, f"{far:.2%} of the weights differ"
 
 
 class SpotTraining(_Training):
