@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,18 @@ def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in measured:
         sizes.setdefault(row["benchmark"], {})[_size(row)] = None
     last = {row["benchmark"]: row for row in measured}
-    return [f"{name}: {' or '.join(sizes[name])}; {row['included']}; {row['equal']}" for name, row in last.items()]
+    notes = [f"{name}: {' or '.join(sizes[name])}; {row['included']}; {row['equal']}" for name, row in last.items()]
+    return notes + [_tell_rate(row) for row in measured if "voxels_per_second" in row and "seconds" in row]
+
+
+def _tell_rate(row: dict[str, Any]) -> str:
+    """How many voxels a second a network went through, and what a large volume would take at that rate."""
+    rate = math.prod(row["shape"]) / row["seconds"]["median"]
+    what = " ".join([row["benchmark"], *map(str, row["params"].values()), row["side"], row["device"]])
+    whole = row.get("voxels_extrapolated_to")
+    return f"{what}: {rate:.3g} voxels/s" + (
+        f", {round(whole ** (1 / 3))}³ in {whole / rate:.3g} s (extrapolated)" if whole else ""
+    )
 
 
 def _conditions(record: dict[str, Any]) -> list[str]:

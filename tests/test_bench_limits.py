@@ -152,20 +152,18 @@ def test_a_rate_that_is_not_known_makes_no_limit():
 
 
 def test_operations_of_a_network():
-    """8 x 8 pixels through two levels, against a count by hand."""
+    """From the compiled program, against a count by hand: each output pixel, by all that it is made of."""
     from benchmarks.bench_unet import count_operations
+    from niseg_gpu.unet.config import spot_config
 
-    def kernel(width, height, into, out):
-        return {"kernel": np.zeros((width, height, into, out)), "bias": np.zeros(out)}
-
-    params = {
-        "downs": [{"first": kernel(3, 3, 1, 2)}],
-        "bottom": {"first": kernel(3, 3, 2, 4)},
-        "ups": [{"first": kernel(3, 3, 6, 2)}],
-        "head": kernel(1, 1, 2, 1),
-    }
-    by_hand = 2 * 64 * (9 * 1 * 2) + 2 * 16 * (9 * 2 * 4) + 2 * 64 * (9 * 6 * 2) + 2 * 64 * 2
-    assert count_operations(params, 64) == by_hand
+    # 9 taps of the fine features, and 4 instead of 9 of the coarse ones beside them
+    fine = 9 * (1 + 24 + 24 + 24) * 24 + 4 * 48 * 24 + 24
+    middle = 9 * (24 + 48 + 48 + 48) * 48 + 4 * 96 * 48
+    coarse = 9 * (48 + 96) * 96
+    by_hand = 2 * (fine + middle / 4 + coarse / 16)
+    counted = count_operations(spot_config())
+    assert 0.97 * by_hand < counted < 1.01 * by_hand  # zeros outside of the image are not counted
+    assert 2.8 * counted < count_operations(spot_config(), training=True) < 3.05 * counted
 
 
 class Copying:

@@ -246,6 +246,15 @@ def test_peak_memory_is_the_command_s_own(tmp_path, monkeypatch):
     assert took["seconds"] > 0
 
 
+def test_voxels_a_second_stand_below_the_table():
+    measured = {"seconds": {"median": 0.5}, "voxels_per_second": 2000.0}
+    row = {"benchmark": "unet.Prediction", "params": {"network": "2-D"}, "side": "ours", "device": "cpu", **measured}
+    row |= {"shape": [10, 100], "voxels_extrapolated_to": 2048**3}
+    assert table._tell_rate(row) == ("unet.Prediction 2-D ours cpu: 2e+03 voxels/s, 2048³ in 4.29e+06 s (extrapolated)")
+    del row["voxels_extrapolated_to"]
+    assert table._tell_rate(row).endswith("2e+03 voxels/s")
+
+
 def test_unknown_names_are_refused(capsys):
     assert bench("kmean") == 2
     assert "did you mean 'kmeans'?" in capsys.readouterr().err

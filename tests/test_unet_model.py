@@ -14,6 +14,7 @@ from niseg_gpu.unet.layers import Run, convolve, convolve_upsampled, pool, upsam
 from niseg_gpu.unet.model import apply_network, count_parameters, init_weights
 
 PLAIN = Run(phases=False)
+OWN = Run(planes=True, own_slopes=True)
 VARIANTS = {
     "residual": {"block": "residual", "norm": "batch", "out_classes": 3},
     "recurrent": {"block": "recurrent-residual", "attention": True},
@@ -94,7 +95,8 @@ def test_convolving_without_upsampling_first(dims: int, size: int) -> None:
 
 def test_pooling_and_upsampling_undo_each_other() -> None:
     x = np.random.default_rng(0).normal(size=(1, 4, 6, 2, 3)).astype(np.float32)
-    np.testing.assert_array_equal(pool(upsample(x)), x)
+    for run in (PLAIN, OWN):
+        np.testing.assert_array_equal(pool(upsample(x), run), x)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Cpu(Twin):
     keeps_rows = False  # kernels read pixels in any layout
     has_bus = False  # between its memory and the host's
     # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
-    network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True}
+    network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True, "own_slopes": True}
     tile_pixels = {2: 1152**2, 3: 112**3}
 
     @property

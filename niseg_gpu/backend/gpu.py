@@ -32,7 +32,7 @@ class Gpu(Twin):
     keeps_rows = True  # of pixels that lay otherwise
     has_bus = True
     sums_changes = False  # a pass waits for the pixels, not for the sums
-    network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False}
+    network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False, "own_slopes": False}
     tile_pixels = {2: 2048**2, 3: 384**3}
 
     @property

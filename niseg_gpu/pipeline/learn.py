@@ -190,7 +190,8 @@ def train_unet(
         epochs=epochs, steps_per_epoch=steps_per_epoch, batch=batch, optimizer=optimizer, learning_rate=learning_rate,
         weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, patience=patience, seed=seed,
     )  # fmt: skip
-    network = backend.network
+    # strips are for prediction; slopes would keep all of them anyway
+    network = {**backend.network, "strip_rows": 0, **({} if precision == "auto" else {"dtype": precision})}
     plan = Plan(
         config,
         normalisation,
@@ -198,7 +199,7 @@ def train_unet(
         _make_loss(loss, class_weights, learn.masks, out_classes),
         sides,
         Augmentation(**{**_checked(moves), "crop": sides}) if augmentation is not False else None,
-        Run(dtype=network["dtype"] if precision == "auto" else precision, planes=network["planes"]),
+        Run(**network),
     )
     record = {
         "images": images, "masks": masks, "validation_images": validation_images, "channels": channels, "loss": loss,

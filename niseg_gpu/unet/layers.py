@@ -15,6 +15,7 @@ from flax import nnx
 from jax import lax
 
 from niseg_gpu.unet.config import RECURRENCES
+from niseg_gpu.unet.slopes import convolve_frames, pool_largest
 
 LETTERS = {1: "W", 2: "HW", 3: "DHW"}
 
@@ -33,12 +34,15 @@ class Run(NamedTuple):
         coarse neighbours an axis that its 3 fine ones lie in.
     planes : bool
         Convolve volumes as sums of convolutions of planes.
+    own_slopes : bool
+        Take slopes by `niseg_gpu.unet.slopes`, not as XLA does.
     """
 
     dtype: str = "float32"
     strip_rows: int = 0
     phases: bool = True
     planes: bool = False
+    own_slopes: bool = False
 
 
 class Joined(NamedTuple):
@@ -78,6 +82,8 @@ def convolve(x: jax.Array, kernel: jax.Array, run: Run, *, padding: tuple[tuple[
     padding = padding or ((size // 2, size // 2),) * dims
     if dims == 3 and run.planes:
         return _convolve_planes(x, kernel, run, padding=padding)
+    if dims == 2 and run.own_slopes:
+        return convolve_frames(x, kernel, padding, precision)
     letters = LETTERS[dims]
     names = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
     return lax.conv_general_dilated(x, kernel, (1,) * dims, padding, dimension_numbers=names, precision=precision)
@@ -130,8 +136,10 @@ def upsample(x: jax.Array) -> jax.Array:
     return x.reshape(n, *(2 * s for s in space), features)
 
 
-def pool(x: jax.Array) -> jax.Array:
+def pool(x: jax.Array, run: Run) -> jax.Array:
     """Keep the largest of 2 pixels an axis."""
+    if run.own_slopes:
+        return pool_largest(x)
     window = (1, *(2,) * (x.ndim - 2), 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
 

@@ -68,7 +68,7 @@ class UNet(nnx.Module):
         x, skips = images.astype(run.dtype), []
         for down in self.downs:
             skip, x = map_strips(
-                lambda s, down=down: (y := down(s, run, training=training), pool(y)), (x,), rows=rows, halo=each
+                lambda s, down=down: (y := down(s, run, training=training), pool(y, run)), (x,), rows=rows, halo=each
             )
             skips.append(skip)
         (x,) = map_strips(lambda s: (self.bottom(s, run, training=training),), (x,), rows=rows, halo=2 * each, unit=1)

@@ -142,7 +142,7 @@ def train(
         The loss is no number any more, before there was an epoch to keep; or a checkpoint of another training.
     """
     schedule = plan.schedule
-    learner, history, best = _start(plan), [], None
+    learner, history, best = start_learner(plan), [], None
     if resume:
         learner, history, best = load_checkpoint(folder, like=learner, record=record)
     mesh = Mesh(np.array(devices), ("batch",))
@@ -153,7 +153,7 @@ def train(
     stopped = ""
     for epoch in range(len(history) + 1, schedule.epochs + 1):
         samples = jax.device_put(training(epoch), everywhere)
-        step = step or _make_step(plan, mesh, choose_window(samples, plan.crop) if moves else plan.crop)
+        step = step or make_step(plan, mesh, choose_window(samples, plan.crop) if moves else plan.crop)
         totals, losses = None, []
         for i in range(schedule.steps_per_epoch):
             key = jax.random.fold_in(jax.random.key(schedule.seed), (epoch - 1) * schedule.steps_per_epoch + i)
@@ -179,12 +179,12 @@ def train(
     return Trained(*best[1], history, best[0], stopped)
 
 
-def _start(plan: Plan) -> Learner:
+def start_learner(plan: Plan) -> Learner:
     params, state = init_weights(plan.config, seed=plan.schedule.seed)
     return Learner(params, state, plan.schedule.make_optimizer().init(params), params)
 
 
-def _make_step(plan: Plan, mesh: Mesh, window: tuple[int, ...]) -> Callable[..., tuple[Learner, jax.Array, Counts]]:
+def make_step(plan: Plan, mesh: Mesh, window: tuple[int, ...]) -> Callable[..., tuple[Learner, jax.Array, Counts]]:
     """One batch drawn, augmented and learnt from; compiled, the old learner given up."""
     schedule, optimizer = plan.schedule, plan.schedule.make_optimizer()
     shared = NamedSharding(mesh, PartitionSpec("batch"))
