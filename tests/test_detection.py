@@ -85,7 +85,7 @@ def test_methods_that_learn_find_what_a_fixed_threshold_misses(rows):
         assert len(row["recall_between"]) == len(row["f1_above"]) == 4
         drawn = name.startswith(("kNN", "boosted", "U-Net"))
         assert ("f1_of_seeds" in row) == drawn
-        if drawn and not name.endswith("recipe"):  # whose threshold three steps may not reach
+        if name.startswith(("kNN", "boosted")):  # networks may find nothing after three steps
             assert len(set(row["f1_of_seeds"])) == 3
 
 
