@@ -88,7 +88,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1g} %"
+    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1g} %"
 
 
 def _size(row: dict[str, Any]) -> str:

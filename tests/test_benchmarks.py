@@ -1,13 +1,15 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import clock, data, ours, plain, rows, runner, table
-from benchmarks.bench_end_to_end import Labels, launch
+from benchmarks import clock, data, kmeans_sides, ours, plain, rows, runner, table
+from benchmarks.bench_end_to_end import Labels, launch, sources_first
 from niseg_gpu import cli
 from niseg_gpu.backend import CPU
 from niseg_gpu.io.open import open_stack
@@ -292,3 +294,14 @@ def test_gpu_benchmark_on_the_cpu(monkeypatch, dtype):
         assert stream.assert_equal(
             *(run("small", dtype).output for run in (stream.time_resident, stream.time_streamed))
         )
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak memory of a part")
+def test_memory_of_kmeans_is_its_own_even_where_the_parent_holds_more(tmp_path):
+    np.save(tmp_path / "counts.npy", np.random.default_rng(0).poisson(100, (20_000, 300)).astype(np.uint16))
+    command = [sys.executable, "-P", kmeans_sides.__file__, "sklearn", str(tmp_path / "counts.npy")]
+    command += ["--n-clusters", "40", "--iterations", "2"]
+    held = np.ones(2**27)  # 1 GB: what a process has at its peak is told of those that it starts, too
+    beyond = float(subprocess.check_output(command, env=sources_first(), text=True))
+    del held
+    assert 0.01 < beyond < 1.5
