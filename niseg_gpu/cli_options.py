@@ -57,9 +57,11 @@ def given_fields(options: argparse.Namespace, model: type[BaseModel]) -> dict[st
 
 
 def _mapping(text: str) -> Any:
-    """``name: value, name: value``, in YAML's flow style with or without braces; what is none stays the text it is."""
+    """``name: value, name: value``, in YAML's flow style with or without braces; true, false; else the text it is."""
     import yaml
 
+    if text.strip().lower() in ("true", "false"):
+        return text.strip().lower() == "true"
     try:
         found = yaml.safe_load(text if text.lstrip().startswith("{") else f"{{{text}}}")
     except yaml.YAMLError:

@@ -143,3 +143,13 @@ def test_a_mistake_is_one_line_and_status_2(niseg, data: Path, arguments: list[s
 def test_both_explain_themselves(niseg, action: str) -> None:
     status, out, _ = niseg("unet", action, "--help")
     assert status == 0 and "--verbose" in out
+
+
+@pytest.mark.parametrize(
+    "text, kept", [("false", False), ("blur_pixels: [0, 1]", {"blur_pixels": [0, 1]}), ("true", "flips")]
+)
+def test_augmentation_by_name_or_none(niseg, data: Path, text: str, kept: object) -> None:
+    size = ["--simulate-shape", "48", "--simulate-images", "1", "--crop", "16", "--base-depth", "2", "--levels", "2"]
+    short = ["--epochs", "1", "--steps-per-epoch", "1", "--batch", "1", "--quiet"]
+    assert niseg("unet", "train", "m", "--simulate", "radiograph", *size, *short, "--augmentation", text) == (0, "", "")
+    assert load_unet("m").training["augmentation"] == kept

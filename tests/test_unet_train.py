@@ -205,6 +205,7 @@ def test_simulated_images_are_new_in_each_epoch_and_the_same_after_a_cut(tmp_pat
     )
     model = load_unet(tmp_path / "whole")
     assert model.training["simulate_options"] == {"spots": 0.03} and model.training["images"] is None
+    assert model.training["augmentation"] == "flips"  # noise and blur are what they should be
 
     shutil.copytree(tmp_path / "whole.training", tmp_path / "cut.training")
     for last in tmp_path.glob("cut.training/**/epoch-00003"):

@@ -7,6 +7,7 @@ import io
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,11 +20,12 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.pipeline.files import write_file
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.training_images import Renewed, plan_simulation, read_pairs, split_pairs
-from niseg_gpu.unet.augmentation import Augmentation
+from niseg_gpu.unet.augmentation import NO_AUGMENTATION, Augmentation
 from niseg_gpu.unet.config import UNetConfig
 
 log = logging.getLogger("niseg_gpu")
 Side = Annotated[int, Ge(4)]
+FLIPS = replace(NO_AUGMENTATION, flip=True, quarter_turns=True)
 
 
 def train_unet(
@@ -115,7 +117,8 @@ def train_unet(
     crop : int or list of int
         Sides of what is learnt from at a time, in pixels.
     augmentation : bool or dict
-        Ranges of `niseg_gpu.unet.augmentation.Augmentation`; true for its defaults.
+        Ranges of `niseg_gpu.unet.augmentation.Augmentation`; true for its defaults, and for simulated images for flips
+        and quarter turns only: these vary by themselves, and have the noise that they should.
     epochs, steps_per_epoch, batch : int
         Batches an epoch, crops a batch.
     optimizer : {"adam", "adamw"}
@@ -185,6 +188,7 @@ def train_unet(
     put = partial(put_samples, config=config, normalisation=normalisation, device=backend.jax_device)
     training, validation = put(*learn), put(*check)
     sides = choose_crop(validation, choose_crop(training, _as_list(crop), grid=config.grid), grid=config.grid)
+    only_flips = simulation is not None and augmentation is True
     moves = augmentation if isinstance(augmentation, dict) else {}
     schedule = Schedule(
         epochs=epochs, steps_per_epoch=steps_per_epoch, batch=batch, optimizer=optimizer, learning_rate=learning_rate,
@@ -198,13 +202,16 @@ def train_unet(
         schedule,
         _make_loss(loss, class_weights, learn.masks, out_classes),
         sides,
-        Augmentation(**{**_checked(moves), "crop": sides}) if augmentation is not False else None,
+        None
+        if augmentation is False
+        else replace(FLIPS if only_flips else Augmentation(**_checked(moves)), crop=sides),
         Run(**network),
     )
     record = {
         "images": images, "masks": masks, "validation_images": validation_images, "channels": channels, "loss": loss,
         **({} if simulation is None else simulation.as_mapping()),
-        "class_weights": class_weights, "crop": list(sides), "augmentation": moves if augmentation else False,
+        "class_weights": class_weights, "crop": list(sides),
+        "augmentation": "flips" if only_flips else moves if augmentation is not False else False,
         "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch": batch, "optimizer": optimizer,
         "learning_rate": learning_rate, "ema": ema, "seed": seed, "config": config.as_mapping(),
         "train_pixels": sum(m.size for m in learn.masks), "validation_pixels": sum(m.size for m in check.masks),
