@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from niseg_gpu.evaluate import evaluate_scores
 from niseg_gpu.knn import predict_knn
 from niseg_gpu.knn_features import compute_features, running_median
 from niseg_gpu.knn_model import fit_knn
+from niseg_gpu.pipeline.learn import FLIPS, train_unet
 from niseg_gpu.unet.folder import UNetModel, load_unet
 
 from .detection_data import DataSet, Fold, Marked
@@ -23,10 +25,6 @@ from .detection_data import DataSet, Fold, Marked
 SEEDS = (2018, 1, 2, 3, 4)
 TREES = {"max_iter": 200, "learning_rate": 0.15, "l2_regularization": 1.0, "early_stopping": False}
 BACKGROUND_PER_SPOT = 5  # pixels that trees learn from
-STILL = {
-    "rotation_deg": 0, "scale": [1, 1], "elastic_pixels": 0, "gamma": [1, 1], "gain": [1, 1], "offset": 0,
-    "bias_field": 0, "blur_pixels": [0, 0], "noise": [0, 0],
-}  # fmt: skip
 # The lecture's: a crop of one image, thrice a step, 20 steps with one each; a ReLU for the probability.
 RECIPE_CROP, RECIPE_CHECK, RECIPE_THRESHOLD = (128, 800), (500, 1200), 0.05
 RECIPE = {
@@ -34,9 +32,10 @@ RECIPE = {
     "batch": 1, "output": "relu", "loss": "relu_bce", "clip_norm": 0,
 }  # fmt: skip
 # Flips and quarter turns leave the noise what it is.
+FLIPPED = {name: value for name, value in asdict(FLIPS).items() if name != "crop"}
 THOROUGH = {
     "channels": ["poisson_residual", "residual5", "value"], "robust": True, "compress": True, "crop": 128,
-    "augmentation": STILL, "epochs": 12, "steps_per_epoch": 100, "batch": 4, "optimizer": "adamw",
+    "augmentation": FLIPPED, "epochs": 12, "steps_per_epoch": 100, "batch": 4, "optimizer": "adamw",
     "learning_rate": 3e-3,
 }  # fmt: skip
 
@@ -190,8 +189,6 @@ def train_thoroughly(fold: Fold, *, seed: int, models: Path | None, name: str) -
 
 def learn_network(training: Marked, validation: Marked, path: Path | None, **settings: Any) -> UNetModel:
     """Train the spot network, or take it from `path` where it is kept; a training that was cut there goes on."""
-    from niseg_gpu.pipeline.learn import train_unet
-
     with tempfile.TemporaryDirectory(prefix="niseg-detection-") as temporary:
         path = path or Path(temporary) / "model"
         if not path.exists():
