@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the user must mend something (one line); 1 a fault of our
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
 from niseg_gpu.cli_unet import add_unet
 from niseg_gpu.errors import UserError, suggest
 
+MANY_OBJECTS = 50_000  # between two searches for cycles: the libraries make 200,000 while they are imported
 EPILOG = "Every command explains itself with --help."
 
 
@@ -46,6 +48,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     logging.captureWarnings(True)
+    gc.set_threshold(MANY_OBJECTS)
     complaint = ""
     try:
         options = build_parser().parse_args(argv)
@@ -249,7 +252,7 @@ def _check(options: argparse.Namespace) -> None:
 
     pipeline = _read(options)
     check_folder(Path(pipeline.output.path), overwrite=False)
-    session = open_session(pipeline)
+    session = open_session(pipeline, reading=False)
     sample = session.inputs.sample
     lines = [f"{'input':<18} {_axes(sample.dims, sample.shape)} {sample.dtype}, {sample.nbytes / 1e9:.3g} GB"]
     for stage in check_steps(session):

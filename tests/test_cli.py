@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import tifffile
 
 from niseg_gpu.io.open import open_stack
+from niseg_gpu.pipeline import inputs
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.simulate.tof import simulate_tof
 from niseg_gpu.spots import remove_spots
@@ -62,6 +65,24 @@ def test_run_check_and_run_again(niseg, pipeline: Path) -> None:
     assert (status, out, err) == (0, "", "")
     record = json.loads((pipeline.parent / "out" / "run.json").read_text())
     assert record["results"]["labels"]["n_clusters"] == 2
+
+
+def test_files_are_fetched_ahead_by_what_will_read_them(niseg, pipeline: Path, monkeypatch) -> None:
+    announced: list[list[str]] = []
+    monkeypatch.setattr(inputs, "read_ahead", lambda files: announced.append(list(files)))
+    assert niseg("check", pipeline)[0] == 0
+    assert announced == []  # it reads no data
+    assert niseg("run", pipeline, "--quiet")[0] == 0
+    assert len(announced) == 1 and len(announced[0]) == len(set(announced[0])) == 30
+
+
+def test_a_run_starts_no_distributed_scheduler(pipeline: Path) -> None:
+    """To import it takes longer than a short run."""
+    arguments = ["run", str(pipeline), "--quiet", "--out", str(pipeline.parent / "out")]
+    code = f"from niseg_gpu.cli import main\nmain({arguments})"
+    look = "import atexit, sys\natexit.register(lambda: print('distributed' in sys.modules))\n"
+    done = subprocess.run([sys.executable, "-c", look + code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
 def test_out_is_relative_to_where_one_stands(niseg, pipeline: Path, tmp_path: Path, monkeypatch) -> None:

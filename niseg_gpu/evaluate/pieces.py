@@ -38,11 +38,12 @@ def map_pieces(function: Callable[..., Any], **stacks: Any) -> list[Any]:
     if any(hasattr(array, "dask") for array in arrays):
         import dask
         import dask.array as da
+        from dask.threaded import get  # its name would have Dask import all of distributed
 
         lazy = [da.asarray(array).rechunk((thick, *shape[1:])) for array in arrays]
         call = dask.delayed(function, pure=False)
         blocks = zip(*(array.to_delayed().ravel() for array in lazy), strict=True)
-        return list(dask.compute(*(call(*pieces) for pieces in blocks), scheduler="threads"))
+        return list(dask.compute(*(call(*pieces) for pieces in blocks), scheduler=get))
     return [function(*(array[i : i + thick] for array in arrays)) for i in range(0, shape[0], thick)]
 
 

@@ -12,6 +12,7 @@ from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans, open_table
 from niseg_gpu.pipeline.engine import Applied, Engine
 from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.threads import use_threads
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,7 +78,6 @@ def cluster_stack(
     **parameters
         Of the step ``kmeans``; see `fit_kmeans`.
     """
-    import dask
     import dask.array as da
 
     (step,) = parse_steps([{"kmeans": parameters}])
@@ -85,7 +85,7 @@ def cluster_stack(
     engine.fit(stack, [step], reading=False)
     image = engine.apply(stack, [], whole=OPS[step.name].whole).image
     table = open_table(engine.backend, image, **step.parameters)
-    with dask.config.set(scheduler="threads", num_workers=engine.workers):
+    with use_threads(engine.workers):
         with gated([table]) as targets:
             da.store([image.data], targets, lock=False)
     with limit_threads(engine.workers):

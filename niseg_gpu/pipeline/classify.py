@@ -23,6 +23,7 @@ from niseg_gpu.pipeline.run import Session, open_session
 from niseg_gpu.pipeline.steps import Op
 from niseg_gpu.pipeline.transform import watched
 from niseg_gpu.stack import StackInfo
+from niseg_gpu.threads import use_threads
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -147,7 +148,6 @@ def classify_file(
     list of str
         What was written and what was found, a line each.
     """
-    import dask
 
     from niseg_gpu.io.save import check_target, save
 
@@ -157,7 +157,7 @@ def classify_file(
     found = classify_stack(session, loaded, scores=scores, exact=not approximate)
     provenance = {**pipeline.as_mapping(), "knn": {"model": model, "scores": scores, "approximate": approximate}}
     with (
-        dask.config.set(scheduler="threads", num_workers=session.workers),
+        use_threads(session.workers),
         show_progress("values", total=found.size, quiet=quiet) as progress,
     ):
         save(watched(session, found, progress), out, overwrite=overwrite, provenance=provenance)

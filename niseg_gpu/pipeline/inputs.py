@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from niseg_gpu.io.ahead import read_ahead
 from niseg_gpu.io.open import HDF5, as_stack, open_source, split_inner
 from niseg_gpu.pipeline.clock import Clock, Clocked
 from niseg_gpu.pipeline.parse import Input
@@ -33,8 +34,11 @@ class Inputs:
         return sum(stack.nbytes for stack in (self.sample, self.open_beam, self.dark) if stack is not None)
 
 
-def open_inputs(spec: Input, *, clock: Clock) -> Inputs:
-    """Open all inputs without reading their data; an NXtomo file brings its own open beam and dark current."""
+def open_inputs(spec: Input, *, clock: Clock, reading: bool = False) -> Inputs:
+    """Open all inputs; an NXtomo file brings its own open beam and dark current.
+
+    No data are read; where they soon will be, the system is told (`reading`).
+    """
     sources: dict[str, Source] = {}
     file, inner = split_inner(spec.path)
     if file.suffix.lower() in HDF5:
@@ -48,6 +52,8 @@ def open_inputs(spec: Input, *, clock: Clock) -> Inputs:
         path = getattr(spec, name)
         if path is not None:
             sources[name] = open_source(path, unsigned=spec.unsigned, tof=spec.tof)
+    if reading:
+        read_ahead(dict.fromkeys(name for source in sources.values() for name in source.files))
     stacks = {}
     for name, source in sources.items():
         dims = spec.dims if name == "sample" or len(spec.dims or ()) == len(source.array.shape) else None

@@ -31,6 +31,7 @@ from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.pipeline.workers import describe_workers, workers_of
 from niseg_gpu.spots import MANY_SPOTS
 from niseg_gpu.stack import UNITS, StackInfo
+from niseg_gpu.threads import use_threads
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -80,12 +81,13 @@ class Session:
         return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, samples=samples, **references)
 
 
-def open_session(pipeline: Pipeline, *, client: Any = None) -> Session:
-    """Choose the device, open the inputs and check every step against them; no data are read."""
+def open_session(pipeline: Pipeline, *, client: Any = None, reading: bool = True) -> Session:
+    """Choose the device, open the inputs and check every step against them; whether data will be read is said."""
     backend, reason = select(pipeline.compute.device, kernels=pipeline.compute.kernels)
     workers = pipeline.compute.workers or count_cores()
     engine = Engine(backend, bad_values=pipeline.input.bad_values, workers=workers)
-    session = Session(pipeline, engine, reason, open_inputs(pipeline.input, clock=engine.clock), client)
+    inputs = open_inputs(pipeline.input, clock=engine.clock, reading=reading)
+    session = Session(pipeline, engine, reason, inputs, client)
     check_steps(session)
     return session
 
@@ -159,10 +161,9 @@ def _log_to(path: Path) -> Any:
 
 def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, Any]:
     """Fill ``result.zarr``; return what ``run.json`` says of the results."""
-    import dask
     import zarr
 
-    with dask.config.set(scheduler="threads", num_workers=session.workers):
+    with use_threads(session.workers):
         samples = PlaneSamples(session.engine.backend)
         applied = session.apply(samples=samples)
         group = zarr.create_group(folder / "result.zarr", attributes={"quantity": StackInfo.of(applied.image).quantity})

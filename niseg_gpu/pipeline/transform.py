@@ -14,6 +14,7 @@ from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.run import Session, open_session, store_table, warn_of_many_spots
 from niseg_gpu.pipeline.workers import workers_of
+from niseg_gpu.threads import use_threads
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,7 +50,6 @@ def transform_file(
     list of str
         What was written and what was found, a line each.
     """
-    import dask
 
     from niseg_gpu.io.save import check_target, save, save_together
 
@@ -61,7 +61,7 @@ def transform_file(
     provenance = pipeline.as_mapping()
     with ExitStack() as stack:
         session = open_session(pipeline, client=stack.enter_context(workers_of(pipeline.compute)))
-        stack.enter_context(dask.config.set(scheduler="threads", num_workers=session.workers))
+        stack.enter_context(use_threads(session.workers))
         applied = session.apply()
         if session.last_step is not None:
             with show_progress("blocks", total=applied.image.size, quiet=quiet) as progress:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from niseg_gpu.backend import count_cores
 from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.radiograph_frames import (
     DARK_STREAM,
@@ -188,7 +189,7 @@ def _check_arguments(given: dict[str, Any]) -> None:
 
 def _expose_in_order(setup: Setup, *, n_frames: int, workers: int | None) -> Iterator[Frame]:
     """Simulate frames side by side and give them in order, no more in memory than there are workers and one."""
-    workers = min(workers or os.cpu_count() or 1, n_frames)
+    workers = min(workers or count_cores(), n_frames)
     waiting: deque[Any] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for index in range(n_frames):

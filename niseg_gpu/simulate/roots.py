@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.streams import check_limits, fill_options, read_shape
+from niseg_gpu.threads import use_threads
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -147,10 +148,8 @@ def simulate_roots(
     UserError
         Where ``out`` exists or can't be written, or an argument is out of range.
     """
-    import dask
-
     parameters = {
-        name: value for name, value in locals().items() if name not in ("out", "draw", "workers", "overwrite", "dask")
+        name: value for name, value in locals().items() if name not in ("out", "draw", "workers", "overwrite")
     }
     parameters["shape"] = read_shape(shape)
     _check_arguments({**parameters, "workers": workers})
@@ -163,7 +162,7 @@ def simulate_roots(
         stacks = stack_scene(scene)
         targets = {folder / f"image.{format}": stacks.pop("image")}
         targets |= {folder / "truth" / f"{name}.{format}": stack for name, stack in stacks.items()}
-        with dask.config.set(scheduler="threads", num_workers=workers or os.cpu_count()):
+        with use_threads(workers):
             save_together(targets, provenance={"simulation": parameters})
         _write_axes(folder / "truth" / "roots.csv", scene)
         summary = {**parameters, **_summarize(scene)}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from niseg_gpu.backend import count_cores
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.simulate.bragg import LONGEST_WAVELENGTH_ANGSTROM, SHORTEST_WAVELENGTH_ANGSTROM
 from niseg_gpu.simulate.detector import TRIGGER_BRANCH, Exposure, Faults, WindowCounts, expose_window
@@ -258,7 +259,7 @@ def _vary_triggers(n_triggers: int, n_windows: int, *, seed: int, stream: int) -
 
 def _expose_all(exposures: list[Exposure], *, workers: int | None, **options: Any) -> list[list[WindowCounts]]:
     """Simulate every window of every exposure, side by side: only bins of one window depend on one another."""
-    workers = workers or os.cpu_count() or 1
+    workers = workers or count_cores()
     stop = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
         jobs = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from niseg_gpu.simulate.detector import WindowCounts
 from niseg_gpu.simulate.scenes import Scene
+from niseg_gpu.threads import use_threads
 
 # Of a mask of spots, made and written at a time.
 BLOCK_BYTES = 4 * 2**20
@@ -48,7 +48,6 @@ def write_spots(stem: Path, spots: np.ndarray, *, shape: Sequence[int], workers:
     workers : int or None
         Blocks of the mask at a time; default one a core.
     """
-    import dask
     import dask.array as da
     import xarray as xr
 
@@ -68,5 +67,5 @@ def write_spots(stem: Path, spots: np.ndarray, *, shape: Sequence[int], workers:
         return mask
 
     mask = da.map_blocks(mark, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
-    with dask.config.set(scheduler="threads", num_workers=workers or os.cpu_count()):
+    with use_threads(workers):
         save(xr.DataArray(mask, dims=("tof", "y", "x"), name="spots"), stem.with_suffix(".zarr"))
