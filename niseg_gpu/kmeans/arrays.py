@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -11,10 +12,14 @@ from niseg_gpu.backend import CPU, GPU, backend_of, count_cores, select, with_ke
 from niseg_gpu.errors import UserError
 from niseg_gpu.kernels.bus import ROOMS
 from niseg_gpu.kmeans.points import PART_BYTES, READERS, LocalPoints, Part, Points, Region, choose_part_bytes, cut_map
+from niseg_gpu.kmeans.sweep import count_times_read, gather_rows, is_wrapped
+
+log = logging.getLogger(__name__)
 
 SPARE = 0.1  # of the budget, for what is small
 LABEL_BYTES = 4  # of a pixel
 MEMORY_SHARE = 0.05  # of what is kept, for what a pass leaves for the next one
+OFTEN = 1.5  # reads of each value in a pass: from there on it is worth to gather the array once
 HOST_SHARE = 0.5  # of the host's memory, for what a GPU has no room for
 
 
@@ -93,9 +98,14 @@ def _hold_parts(
         keep_bytes -= n * pixel_bytes
         keep = keep_bytes >= 0
         hold_bytes -= 0 if keep else n * pixel_bytes
-        labels = backend.xp.full(n, -1, dtype=backend.xp.int32)
+        labels = _no_labels(region, backend=backend)
         parts.append(Part(i, backend, array, axis, region, labels, keep=keep, hold=not keep and hold_bytes >= 0))
     return LocalPoints(parts, map_shape=map_shape, n_features=array.shape[axis], workers=workers)
+
+
+def _no_labels(region: Region, *, backend: Any) -> Any:
+    n = math.prod(s.stop - s.start for s in region)
+    return backend.xp.full(n, -1, dtype=backend.xp.int32)
 
 
 def _find_features(data: Any, feature_dim: str | int | None) -> tuple[Any, int]:
@@ -150,5 +160,24 @@ def _open_lazy(
     # on the host as much again as is at work: what a thread has freed the allocator may not use for another
     at_work = at_once * largest * (1 if backend.has_bus else 2)
     keep = int((left - at_work) * (1 - MEMORY_SHARE))
+    times = count_times_read(array, regions, axis=axis)
+    if times > OFTEN:
+        nbytes, chunk = pixels * pixel_bytes, math.prod(map(max, array.chunks)) * array.dtype.itemsize
+        # a chunk at work lies there twice: as it is computed, and turned round
+        if nbytes + 2 * (workers + 1) * chunk <= left * (1 - MEMORY_SHARE):
+            regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes)
+            labels = [_no_labels(region, backend=backend) for region in regions]
+            return gather_rows(array, regions, axis=axis, backend=backend, labels=labels, workers=workers)
+        if not is_wrapped(array):
+            needed = (nbytes + 2 * (workers + 1) * chunk) / (1 - MEMORY_SHARE) + beside * pixels
+            log.warning(
+                "kmeans: chunks of %s lie across what is read at a time: each pass computes every value %.0f times; "
+                "raise memory_budget to %.3g bytes, which holds it all, or save the array in chunks of all %d "
+                "features and open that",
+                " x ".join(map(str, array.chunksize)),
+                times,
+                needed / (1 - SPARE),
+                array.shape[axis],
+            )
     hold = int(CPU.count_memory() * HOST_SHARE) if backend.has_bus else 0
     return _hold_parts(array, axis, regions, backend=backend, keep_bytes=keep, hold_bytes=hold, workers=workers)

@@ -11,6 +11,14 @@ from niseg_gpu.errors import UserError
 BLOCK_PIXELS = 2_048
 
 
+def write_pixels(flat: Any, rows: Any, index: np.ndarray, *, backend: Any) -> None:
+    """Write a block of (features, pixels) to rows of (pixels, features), those numbered by `index` in rising order."""
+    if len(index) and index[-1] - index[0] + 1 == len(index):  # whole rows of the map: one run
+        backend.write_spectra(flat, rows[index[0] : index[-1] + 1])
+    else:
+        rows[backend.xp.asarray(index)] = backend.xp.astype(flat, rows.dtype).T
+
+
 class PixelTable:
     """Spectra gathered block by block as rows (pixels, features), one after another.
 
@@ -66,10 +74,7 @@ class PixelTable:
         where = region[1:] if self.features else region
         index = np.arange(len(self.valid)).reshape(self.map_shape)[where].ravel()
         flat = xp.reshape(block, (block.shape[0], -1)) if self.features else xp.reshape(block, (1, -1))
-        if len(index) and index[-1] - index[0] + 1 == len(index):  # whole rows: one run of the table
-            self.backend.write_spectra(flat, self.spectra[index[0] : index[-1] + 1])
-        else:
-            self.spectra[xp.asarray(index)] = xp.astype(flat, self.spectra.dtype).T
+        write_pixels(flat, self.spectra, index, backend=self.backend)
         # what is kept as integers has no NaN, and its sum may wrap
         finite = self.spectra.dtype.kind != "f" or self.backend.to_host(xp.isfinite(xp.sum(flat, axis=0)))
         self.valid[index] = finite
