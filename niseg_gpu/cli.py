@@ -246,12 +246,13 @@ def summarize(out: Path) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from niseg_gpu.pipeline.results import check_folder
+    from niseg_gpu.io.folders import check_folder
+    from niseg_gpu.pipeline.results import SIGN
     from niseg_gpu.pipeline.run import check_steps, open_session
     from niseg_gpu.pipeline.workers import tell_workers
 
     pipeline = _read(options)
-    check_folder(Path(pipeline.output.path), overwrite=False)
+    check_folder(Path(pipeline.output.path), overwrite=False, sign=SIGN)
     session = open_session(pipeline, reading=False)
     sample = session.inputs.sample
     lines = [f"{'input':<18} {_axes(sample.dims, sample.shape)} {sample.dtype}, {sample.nbytes / 1e9:.3g} GB"]

@@ -60,7 +60,7 @@ def test_run_check_and_run_again(niseg, pipeline: Path) -> None:
     assert (status, err) == (0, "")
     assert out.rstrip().endswith(f"report: {pipeline.parent / 'out' / 'report.html'}")
     status, out, err = niseg("run", pipeline)
-    assert (status, out) == (2, "") and err.count("\n") == 1 and "out exists; give another --out" in err
+    assert (status, out) == (2, "") and err.count("\n") == 1 and "out exists; give another name" in err
     status, out, err = niseg("run", pipeline, "--overwrite", "--quiet", "--set", "kmeans.n_clusters=2")
     assert (status, out, err) == (0, "", "")
     record = json.loads((pipeline.parent / "out" / "run.json").read_text())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,32 @@ def test_a_name_without_a_folder_is_one_of_the_working_folder(tmp_path: Path, mo
         monkeypatch.chdir("/")
         make(partial, "file", "new")
     assert read(tmp_path / "result") == "new"
+
+
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from niseg_gpu.io.staged import staged
+with staged(Path(sys.argv[1])) as partial:
+    (partial / "inner").mkdir(parents=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_others_make_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    killed = subprocess.run([sys.executable, "-c", LEFT, path])
+    (left,) = os.listdir(tmp_path)
+    assert killed.returncode == -signal.SIGKILL and left.startswith(".result.partial-")
+    place = left.removesuffix(left.split("-")[-1])
+    running = f"{place}{os.getppid()}"
+    elsewhere = f".result.partial-othermachine-0-{left.split('-')[-1]}"
+    old = left.replace("partial", "old")
+    for name in (running, elsewhere, old, f"{place}notes"):
+        make(tmp_path / name, "folder", "mine")
+    with staged(path) as partial:
+        assert {*os.listdir(tmp_path)} == {running, elsewhere, old, f"{place}notes"}
+        make(partial, "folder", "new")
+    with staged(path) as partial:  # now there is a result, and what it replaced once is of no more use
+        make(partial, "folder", "newer")
+    assert {*os.listdir(tmp_path)} == {"result", running, elsewhere, f"{place}notes"} and read(path) == "newer"

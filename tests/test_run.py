@@ -112,7 +112,7 @@ def test_only_the_arrays_asked_for_are_kept(simulated: Path, tmp_path: Path) -> 
 def test_an_existing_folder_is_refused_before_anything_is_read(simulated: Path, tmp_path: Path) -> None:
     mapping = pipeline_of(tmp_path / "no such data", tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="out exists; give another --out"):
+    with pytest.raises(UserError, match="out exists; give another name"):
         run_pipeline(parse_pipeline(mapping))
     with pytest.raises(UserError, match="no earlier result"):
         run_pipeline(parse_pipeline(mapping), overwrite=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,13 +26,50 @@ def staged(path: Path) -> Iterator[Path]:
         Nothing is there yet.
     """
     path = path.absolute()
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    _remove_left(path)
+    partial = _hide(path, "partial")
     _remove(partial)  # of a killed process with the same number
     try:
         yield partial
         _move(partial, path)
     finally:
         _remove(partial)
+
+
+def _hide(path: Path, kind: str) -> Path:
+    """A hidden name beside `path`, of this process alone."""
+    return path.with_name(f".{path.name}.{kind}-{_tell_place()}-{os.getpid()}")
+
+
+def _tell_place() -> str:
+    """Where numbers of processes mean the same ones: this machine, and on it this container."""
+    machine = "".join(c if c.isalnum() else "_" for c in platform.node())
+    try:
+        container = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        container = 0
+    return f"{machine}-{container}"
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what processes that were killed have left beside `path`; those of other machines can't be asked."""
+    for kind in ("partial", "old") if os.path.lexists(path) else ("partial",):  # else the old one is all there is
+        start = f".{path.name}.{kind}-{_tell_place()}-"
+        left = os.listdir(path.parent) if path.parent.is_dir() else []
+        for name in left:
+            number = name.removeprefix(start)
+            if name.startswith(start) and number.isdecimal() and not _is_running(int(number)):
+                _remove(path.with_name(name))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _move(partial: Path, path: Path) -> None:
@@ -41,7 +79,7 @@ def _move(partial: Path, path: Path) -> None:
             path.unlink()  # a folder cannot replace a file or link in one go
         os.replace(partial, path)
         return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    old = _hide(path, "old")
     os.rename(path, old)
     with ExitStack() as undo:
         undo.callback(os.rename, old, path)

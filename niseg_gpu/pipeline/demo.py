@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from niseg_gpu.backend import select
+from niseg_gpu.io.folders import check_folder, staged_folder
 from niseg_gpu.pipeline.parse import read_pipeline
-from niseg_gpu.pipeline.results import check_folder, staged_folder
 from niseg_gpu.pipeline.run import run_pipeline
 from niseg_gpu.simulate.tof import simulate_tof
 

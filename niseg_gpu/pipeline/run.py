@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.backend import CPU, count_cores, select
+from niseg_gpu.io.folders import check_folder, staged_folder
 from niseg_gpu.io.gate import gated
 from niseg_gpu.kmeans.step import open_table
 from niseg_gpu.kmeans.table import PixelTable
@@ -25,7 +26,7 @@ from niseg_gpu.pipeline.inputs import Inputs, open_inputs
 from niseg_gpu.pipeline.parse import Pipeline, Step
 from niseg_gpu.pipeline.planes import PlaneSamples
 from niseg_gpu.pipeline.progress import show_progress
-from niseg_gpu.pipeline.results import check_folder, staged_folder, write_array, write_json
+from niseg_gpu.pipeline.results import SIGN, write_array, write_json
 from niseg_gpu.pipeline.sinks import FetchTarget, HostTarget, SumTarget
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.pipeline.workers import describe_workers, workers_of
@@ -117,10 +118,10 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = F
 
     started, out = datetime.now(UTC).astimezone(), Path(pipeline.output.path)
     start = time.perf_counter()
-    check_folder(out, overwrite=overwrite)
+    check_folder(out, overwrite=overwrite, sign=SIGN)
     with ExitStack() as stack:
         session = open_session(pipeline, client=stack.enter_context(workers_of(pipeline.compute)))
-        folder = stack.enter_context(staged_folder(out, overwrite=overwrite))
+        folder = stack.enter_context(staged_folder(out, overwrite=overwrite, sign=SIGN))
         stack.enter_context(_log_to(folder / "log.txt"))
         log.info(
             "%s %s on %s (%s)",
@@ -133,12 +134,12 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = F
         with session.clock.timing("report", 0):
             record = _record(session, results, started=started.isoformat(timespec="seconds"))
             record.update(_costs(session, seconds=time.perf_counter() - start))
-            write_json(folder / "run.json", record)
+            write_json(folder / SIGN, record)
             for line in record["findings"]:
                 log.info("%s", line)
             write_report(folder)
         record.update(_costs(session, seconds=time.perf_counter() - start))
-        write_json(folder / "run.json", record)
+        write_json(folder / SIGN, record)
     return out
 
 
