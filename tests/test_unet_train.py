@@ -135,6 +135,7 @@ def test_one_image_is_validated_on_itself_only_if_insisted_upon(tmp_path, spotty
         ({"loss": "bces"}, "did you mean 'bce'"),
         ({"output": "relu"}, "relu_bce"),
         ({"augmentation": {"flips": True}}, "did you mean 'flip'"),
+        ({"augmentation": {"gain": [0.5, 1000]}, "images": ["missing.npy"], "masks": ["missing.npy"]}, "gain=.* range"),
         ({"crop": [32, 32, 32]}, "allowed: one side, or 2"),
         ({"spatial_dims": 3}, "no volume"),
     ],

@@ -7,7 +7,7 @@ import io
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,10 +16,10 @@ import numpy as np
 from annotated_types import Ge, Gt, Interval, Lt, MinLen
 
 from niseg_gpu.backend import select
-from niseg_gpu.errors import UserError
+from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.pipeline.files import write_file
 from niseg_gpu.pipeline.progress import show_progress
-from niseg_gpu.pipeline.training_images import Renewed, plan_simulation, read_pairs, split_pairs
+from niseg_gpu.pipeline.training_images import Renewed, gather_images, plan_simulation
 from niseg_gpu.unet.augmentation import NO_AUGMENTATION, Augmentation
 from niseg_gpu.unet.config import UNetConfig
 
@@ -167,29 +167,22 @@ def train_unet(
         raise UserError("unet train got simulate and validation_rows; simulated images are validated on others anyway")
     if (output == "relu") != (loss == "relu_bce"):
         raise UserError(f"unet train got output {output} and loss {loss}; relu_bce is for output relu, and no other is")
+    moves, told = _choose_augmentation(augmentation, simulated=simulate is not None)
     backend, _ = select(device)
-    reading = {"dims": dims, "spatial_dims": spatial_dims, "classes": out_classes}
-    check = read_pairs(validation_images, validation_masks, **reading)
-    if simulate is None:
-        learn, check, said = split_pairs(
-            read_pairs(images, masks, **reading), check, rows=validation_rows, grid=config.grid
-        )
-        simulation = None
-    else:
+    simulation = None
+    if simulate is not None:
         simulation = plan_simulation(
             simulate, _as_list(simulate_shape) if simulate_shape else None, spatial_dims=spatial_dims,
             images=simulate_images, options=simulate_options or {}, seed=seed,
         )  # fmt: skip
-        learn = simulation.draw(1)
-        other = "other" if check.images else "simulated"
-        check = check if check.images else simulation.draw_validation()
-        said = f"validated on {len(check.images)} {other} images; learnt from new simulated ones in each epoch"
+    learn, check, said = gather_images(
+        (images, masks), (validation_images, validation_masks), simulation=simulation, rows=validation_rows,
+        grid=config.grid, dims=dims, spatial_dims=spatial_dims, classes=out_classes,
+    )  # fmt: skip
     normalisation = fit_normalisation(learn.images, channels=channels, robust=robust, compress=compress)
     put = partial(put_samples, config=config, normalisation=normalisation, device=backend.jax_device)
     training, validation = put(*learn), put(*check)
     sides = choose_crop(validation, choose_crop(training, _as_list(crop), grid=config.grid), grid=config.grid)
-    only_flips = simulation is not None and augmentation is True
-    moves = augmentation if isinstance(augmentation, dict) else {}
     schedule = Schedule(
         epochs=epochs, steps_per_epoch=steps_per_epoch, batch=batch, optimizer=optimizer, learning_rate=learning_rate,
         weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, patience=patience, seed=seed,
@@ -202,16 +195,13 @@ def train_unet(
         schedule,
         _make_loss(loss, class_weights, learn.masks, out_classes),
         sides,
-        None
-        if augmentation is False
-        else replace(FLIPS if only_flips else Augmentation(**_checked(moves)), crop=sides),
+        moves and replace(moves, crop=sides),
         Run(**network),
     )
     record = {
         "images": images, "masks": masks, "validation_images": validation_images, "channels": channels, "loss": loss,
         **({} if simulation is None else simulation.as_mapping()),
-        "class_weights": class_weights, "crop": list(sides),
-        "augmentation": "flips" if only_flips else moves if augmentation is not False else False,
+        "class_weights": class_weights, "crop": list(sides), "augmentation": told,
         "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch": batch, "optimizer": optimizer,
         "learning_rate": learning_rate, "ema": ema, "seed": seed, "config": config.as_mapping(),
         "train_pixels": sum(m.size for m in learn.masks), "validation_pixels": sum(m.size for m in check.masks),
@@ -243,16 +233,18 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _checked(moves: dict[str, Any]) -> dict[str, Any]:
-    from dataclasses import fields
-
-    from niseg_gpu.errors import suggest
-
+def _choose_augmentation(asked: dict[str, Any] | bool, *, simulated: bool) -> tuple[Augmentation | None, Any]:
+    """What is done to crops, and what a model's folder says of it."""
+    if asked is False:
+        return None, False
+    if asked is True and simulated:
+        return FLIPS, "flips"
+    ranges = {} if asked is True else asked
     names = [f.name for f in fields(Augmentation) if f.name != "crop"]
-    for name in moves:
+    for name in ranges:
         if name not in names:
             raise UserError(f"augmentation has no {name!r}{suggest(name, names)}")
-    return moves
+    return Augmentation(**ranges), ranges
 
 
 def _make_loss(name: str, weights: Any, masks: Sequence[np.ndarray], out_classes: int) -> Any:

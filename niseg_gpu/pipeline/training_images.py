@@ -91,6 +91,37 @@ def split_pairs(learn: Pairs, check: Pairs, *, rows: float, grid: int) -> tuple[
     )
 
 
+def gather_images(
+    given: tuple[Sequence[str] | None, Sequence[str] | None],
+    validation: tuple[Sequence[str] | None, Sequence[str] | None],
+    *,
+    simulation: Simulation | None,
+    rows: float,
+    grid: int,
+    **reading: Any,
+) -> tuple[Pairs, Pairs, str]:
+    """Training images (of the first epoch, where they are simulated), validation images, and how they came to be.
+
+    Parameters
+    ----------
+    given, validation : pair of sequence of str
+        Files of images and of masks.
+    simulation : Simulation or None
+        Makes the training images in place of files, and the validation images where none are given.
+    rows, grid
+        See `split_pairs`.
+    **reading
+        See `read_pairs`.
+    """
+    check = read_pairs(*validation, **reading)
+    if simulation is None:
+        return split_pairs(read_pairs(*given, **reading), check, rows=rows, grid=grid)
+    other = "other" if check.images else "simulated"
+    check = check if check.images else simulation.draw_validation()
+    said = f"validated on {len(check.images)} {other} images; learnt from new simulated ones in each epoch"
+    return simulation.draw(1), check, said
+
+
 class Simulation(NamedTuple):
     """Images that a simulator makes.
 
