@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +19,7 @@ from niseg_gpu.unet.folder import UNetModel, flatten, load_unet, save_unet, unfl
 from niseg_gpu.unet.model import init_weights
 from niseg_gpu.unet.normalise import Normalisation, fit_normalisation
 
+ROOT = Path(__file__).parents[1]
 CONFIG = UNetConfig(base_depth=2, levels=2, block="residual", norm="batch", in_channels=2)
 SCALE = Normalisation(("value", "residual"), (3.0, 0.5), (2.0, 1.5), compress=True, fill=3.0)
 
@@ -48,6 +52,19 @@ def test_a_network_without_statistics_comes_back_too(tmp_path: Path) -> None:
     config = UNetConfig(base_depth=1, levels=1)
     weights = init_weights(config)
     assert weights[1] == {} == load_unet(save_unet(UNetModel(config, *weights), tmp_path / "m")).state
+
+
+def test_reading_a_model_does_not_have_jax_take_a_gpus_memory(folder: Path) -> None:
+    """Whatever starts JAX's devices first, here Orbax: by then JAX must have been told to take what it needs only."""
+    code = (
+        "import os, sys; from jax._src import xla_bridge; from niseg_gpu.unet.folder import load_unet\n"
+        "told, start = [], xla_bridge.backends\n"
+        "xla_bridge.backends = lambda: told.append(os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE')) or start()\n"
+        "load_unet(sys.argv[1]); print(told[0])"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("XLA_")} | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", code, folder], env=environment, capture_output=True, text=True)
+    assert child.stdout.strip() == "false", child.stderr[-2000:]
 
 
 def test_flatten_and_back() -> None:

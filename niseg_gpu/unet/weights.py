@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from niseg_gpu.backend import cpu_model
+from niseg_gpu.xla import start_jax
+
 
 class BrokenWeights(Exception):
     """Weights that are not, or not all, what was written; says why in a line."""
@@ -20,8 +23,7 @@ def write_weights(folder: Path, weights: Mapping[str, Mapping[str, Any]]) -> dic
     dict of str to str
         The SHA-256 sum of each file by its path in the folder, for `read_weights`.
     """
-    import orbax.checkpoint as ocp
-
+    ocp = _start_orbax()
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), weights)
     return sum_files(folder)
@@ -38,8 +40,7 @@ def read_weights(folder: Path, sums: Mapping[str, str]) -> dict[str, dict[str, A
     BrokenWeights
         A file is missing, changed or too many.
     """
-    import orbax.checkpoint as ocp
-
+    ocp = _start_orbax()
     try:
         found = sum_files(folder)
     except OSError as error:
@@ -54,6 +55,14 @@ def read_weights(folder: Path, sums: Mapping[str, str]) -> dict[str, dict[str, A
             return checkpointer.restore(folder.absolute())
     except Exception as error:  # Orbax and TensorStore fail in ways of their own, as where theirs is an older release
         raise BrokenWeights(" ".join(f"{type(error).__name__}: {error}".split())[:120]) from None
+
+
+def _start_orbax() -> Any:
+    """Import Orbax; it has JAX look for devices, so JAX must have been set up: else it takes most of a GPU's memory."""
+    start_jax(cpu_model())
+    import orbax.checkpoint as ocp
+
+    return ocp
 
 
 def sum_files(folder: Path) -> dict[str, str]:
