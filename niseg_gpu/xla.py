@@ -7,11 +7,22 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from niseg_gpu.errors import UserError
 
+SHARE = 0.75  # of a GPU's memory that JAX holds at most, by its own default; arrays always find the rest
+
 log = logging.getLogger(__name__)
+_found: dict[int, Any] = {}  # devices that JAX was started on, by number
+
+
+class Pool(NamedTuple):
+    """Bytes of a GPU's memory that JAX holds, what of it nothing uses, and what it may hold at most."""
+
+    held: int
+    idle: int
+    most: int
 
 
 @cache
@@ -65,13 +76,35 @@ def find_gpu(jax: Any, number: int) -> Any:
         JAX has no such device.
     """
     try:
-        return next(device for device in jax.devices("gpu") if device.local_hardware_id == number)
+        _found[number] = next(device for device in jax.devices("gpu") if device.local_hardware_id == number)
+        return _found[number]
     except (RuntimeError, StopIteration) as error:
         reason = " ".join(str(error).split())[:150] or f"none has the number {number}"
         raise UserError(
             f"JAX, which computes U-Nets, finds no GPU ({reason}); install jax[cuda13] (the gpu extra), "
             "or say device: cpu"
         ) from None
+
+
+def read_pool(number: int, *, total: int) -> Pool:
+    """Return what JAX holds of a GPU of `total` bytes; where it was not started there, nothing, and its limit."""
+    stats = _found[number].memory_stats() if number in _found else None
+    if not stats:  # not started, or told to keep nothing
+        return Pool(0, 0, int(total * read_share()))
+    used = stats["bytes_in_use"]
+    held = max(used, stats.get("pool_bytes", 0) or stats.get("peak_bytes_in_use", 0))
+    return Pool(held, held - used, stats["bytes_limit"])
+
+
+def read_share() -> float:
+    """Return the share of a GPU's memory that JAX is allowed."""
+    given = (os.environ.get(name) for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"))
+    return float(next(filter(None, given), SHARE))
+
+
+def takes_all_at_once() -> bool:
+    """Whether JAX was told to take its share of a GPU's memory when it starts; `start_jax` tells it not to."""
+    return os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false") not in ("false", "False", "0")
 
 
 def free_host_bytes() -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from niseg_gpu.backend.budget import Budget
 from niseg_gpu.backend.machine import count_cores, cpu_model
 from niseg_gpu.backend.twin import Cleaned, Clusters, Twin, has_nan, neighbours_in_frame
 
@@ -229,10 +230,19 @@ class Cpu(Twin):
         return np.array(array)
 
     def free_bytes(self) -> int:
-        """Memory of the device that can still be had."""
+        """Memory of the device that a network can have."""
+        return self.read_budget().for_networks
+
+    def make_room(self, nbytes: int) -> None:
+        """Let go of what no array uses, where a network that needs so many bytes would not find them else."""
+
+    def read_budget(self) -> Budget:
+        """Who holds how much of the device's memory."""
         from niseg_gpu.xla import free_host_bytes
 
-        return free_host_bytes()
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        free = free_host_bytes()
+        return Budget(total, free, arrays=0, arrays_idle=0, networks=0, networks_idle=0, networks_most=total)
 
     def from_host(self, block: np.ndarray) -> np.ndarray:
         """Bring a block to the device, in the machine's byte order."""
@@ -245,8 +255,8 @@ class Cpu(Twin):
         """Wait until the device has done what it was told; a CPU has."""
 
     def count_memory(self) -> int:
-        """Bytes this device has."""
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        """Bytes that arrays can have on this device; on the host all there are, the rest would be swapped."""
+        return self.read_budget().total
 
     def describe(self) -> str:
         return f"{cpu_model()}, {count_cores()} cores"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from niseg_gpu.backend.budget import Budget
 from niseg_gpu.backend.iterate import iterate_lloyd
 from niseg_gpu.backend.machine import cpu_model
 from niseg_gpu.backend.twin import Cleaned, Clusters, Twin, has_nan, neighbours_in_frame
@@ -250,8 +251,20 @@ class Gpu(Twin):
         return block
 
     def free_bytes(self) -> int:
-        free, _ = self.xp.cuda.runtime.memGetInfo()
-        return free
+        _ = self.jax_device  # its limit is known once it is there
+        return self.read_budget().for_networks
+
+    def make_room(self, nbytes: int) -> None:
+        budget = self.read_budget()
+        if nbytes > budget.free + budget.networks_idle:
+            self.xp.get_default_memory_pool().free_all_blocks()
+
+    def read_budget(self) -> Budget:
+        from niseg_gpu.xla import read_pool
+
+        free, total = self.xp.cuda.runtime.memGetInfo()
+        arrays, networks = self.xp.get_default_memory_pool(), read_pool(self.xp.cuda.Device().id, total=total)
+        return Budget(total, free, arrays.total_bytes(), arrays.free_bytes(), *networks)
 
     def from_host(self, block: np.ndarray) -> Any:
         block = np.ascontiguousarray(block)
@@ -269,7 +282,7 @@ class Gpu(Twin):
         self.xp.cuda.get_current_stream().synchronize()
 
     def count_memory(self) -> int:
-        return self.xp.cuda.runtime.memGetInfo()[1]
+        return self.read_budget().for_arrays
 
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)

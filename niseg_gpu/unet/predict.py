@@ -135,6 +135,7 @@ def predict_unet(
     run = Run(**{**backend.network, **({} if precision == "auto" else {"dtype": precision})})
     with _device:
         job = _prepare(backend, model, run, values, dtype=kept, pixels=tile_pixels)
+        backend.make_room(job.memory.total)
         found = _predict(backend, model, job, values, dtype=kept, flips=flips, threshold=threshold)
     found = found.reshape(*shape[: len(shape) - dims], *found.shape[1:])
     found = found[(..., *(slice(n) for n in shape[-dims:]))]
