@@ -24,7 +24,7 @@ def data_dir() -> Path:
     return folder
 
 
-@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="session", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest):
     """Each twin in turn; the GPU's is skipped with the reason where it can't run."""
     if request.param == "cpu":

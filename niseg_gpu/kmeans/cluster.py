@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from niseg_gpu.kmeans.points import LocalPoints, Part, choose_part_bytes, cut_ma
 from niseg_gpu.kmeans.seeding import is_method, read_centroids, seed_centroids
 
 SAMPLE_ITERATIONS, SAMPLE_TOL = 20, 1e-3
+ROUNDING = 1e-5  # of an inertia, which libraries sum in float32
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,20 @@ def cluster_points(
     last = best
     for start in starts[1:]:
         last = run_lloyd(points, measure, start=start, max_iter=max_iter, tol=tol)
-        if last.inertia < best.inertia * (1 - 1e-6):  # less is rounding: the same clusters in another order
-            best = last
+        best = _choose_best([best, last])
     if last is not best:
         assign(points, measure, best.under)
     means, centroids = best.sums / np.maximum(best.sizes, 1)[:, None] + measure.mean, best.centroids + measure.mean
     spectra = _choose_spectra(means, best.sizes, centroids)
     return Clusters(centroids, spectra, best.sizes, best.inertia, best.n_iter, measure)
+
+
+def _choose_best(runs: Sequence[Any]) -> Any:
+    """The first run unless another is better by more than rounding, which would only put the clusters in its order."""
+    best = runs[0]
+    for run in runs[1:]:
+        best = run if run.inertia < best.inertia * (1 - ROUNDING) else best
+    return best
 
 
 def _choose_spectra(means: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -74,7 +83,7 @@ def cluster_with_library(points: LocalPoints, *, n_clusters: int, max_iter: int,
     backend, xp = points.backend, points.backend.xp
     pixels = rows if rows.dtype == np.float32 else xp.astype(rows, xp.float32)  # the libraries take nothing narrower
     runs = [backend.run_lloyd(pixels, centroids=start + measure.mean, max_iter=max_iter, tol=tol) for start in starts]
-    best = min(runs, key=lambda run: run.inertia)
+    best = _choose_best(runs)
     points.each(write_labels, reading=False, labels=best.labels)
     sums = backend.to_host(backend.sum_by_label(rows, best.labels, n_labels=n_clusters))
     sizes = backend.to_host(xp.bincount(best.labels, minlength=n_clusters)).astype(np.int64)
@@ -118,7 +127,7 @@ def draw_starts(
         sample = hold_rows(backend.from_host(pixels), backend=backend)
         measure_points(sample)
         ends = [run_lloyd(sample, inside, start=s, max_iter=SAMPLE_ITERATIONS, tol=SAMPLE_TOL) for s in starts]
-        starts = [min(ends, key=lambda end: end.inertia).centroids]
+        starts = [_choose_best(ends).centroids]
     return measure, [(starts[0] + inside.mean.astype(np.float64) - measure.mean).astype(np.float32)]
 
 
