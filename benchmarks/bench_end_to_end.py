@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-import niseg_gpu
 from niseg_gpu.backend import CPU
 
 from . import plain
@@ -21,6 +21,7 @@ from .bench_read import FETCHED
 from .clock import Ran
 from .data import ITERATIONS, N_CLUSTERS, THRESHOLD, prepare_centroids, prepare_run, shape_of_run
 from .limits import drop_files
+from .memory import sources_first
 
 PLAIN_NEEDS = 12  # bytes of memory for each byte of the frames
 TIES, TIE = 1e-4, 1e-4  # pixels allowed to lie half way, and how near to half way their squared distances must be
@@ -54,9 +55,8 @@ class Labels:
     def time_plain(self, size: str) -> Ran:
         with _folder_beside(self.run) as folder:
             out = Path(folder) / "plain"
-            options = ["--centroids", self.centroids, "--iterations", ITERATIONS, "--threshold", THRESHOLD]
             self.prepare_cache()
-            took = launch([Path(plain.__file__)], self.run, out, *options, *["--keep-image"] * self.keep_image)
+            took = launch(*self.tell_plain(out))
             self.check_cache(took)
             found = {name: np.load(out / f"{name}.npy") for name in RESULTS}
         return Ran(found, took["seconds"], _costs(took), waited=True, ran_on="cpu")
@@ -65,10 +65,10 @@ class Labels:
         import zarr
 
         with _folder_beside(self.run) as folder:
-            out, pipeline = Path(folder) / "ours", Path(folder) / "pipeline.json"
-            pipeline.write_text(json.dumps(self.describe_pipeline(out)), encoding="utf-8")  # JSON is YAML
+            out = Path(folder) / "ours"
+            command = self.tell_ours(out)
             self.prepare_cache()
-            took = launch(["-m", "niseg_gpu"], "run", pipeline, "--quiet")
+            took = launch(*command)
             self.check_cache(took)
             group = zarr.open_group(out / "result.zarr", mode="r")
             found = {name: group[name][...] for name in RESULTS}
@@ -77,6 +77,25 @@ class Labels:
         details = {**_costs(took), "seconds_by_step": steps}
         # a process that has ended leaves nothing under way
         return Ran(found, took["seconds"], details, waited=True, ran_on=record["device"]["name"])
+
+    def peakmem_plain(self, size: str) -> None:
+        """In this process, of which asv knows the peak; rows have that of the process whose seconds they tell."""
+        with _folder_beside(self.run) as folder:
+            run_here(*self.tell_plain(Path(folder) / "plain"))
+
+    def peakmem_ours(self, size: str) -> None:
+        with _folder_beside(self.run) as folder:
+            run_here(*self.tell_ours(Path(folder) / "ours"))
+
+    def tell_plain(self, out: Path) -> list[Any]:
+        """The program, and what it is told."""
+        options = ["--centroids", self.centroids, "--iterations", ITERATIONS, "--threshold", THRESHOLD]
+        return [[Path(plain.__file__)], self.run, out, *options, *["--keep-image"] * self.keep_image]
+
+    def tell_ours(self, out: Path) -> list[Any]:
+        pipeline = out.with_name("pipeline.json")
+        pipeline.write_text(json.dumps(self.describe_pipeline(out)), encoding="utf-8")  # JSON is YAML
+        return [["-m", "niseg_gpu"], "run", pipeline, "--quiet"]
 
     def prepare_cache(self) -> None:
         """Have the files in the page cache, or none of them."""
@@ -187,10 +206,20 @@ def launch(program: Sequence[Any], *arguments: Any) -> dict[str, Any]:
     return took
 
 
-def sources_first() -> dict[str, str]:
-    """The environment in which another process finds the package that this one uses."""
-    path = [str(Path(niseg_gpu.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+def run_here(program: Sequence[Any], *arguments: Any) -> None:
+    """Run a Python program in this process."""
+    before = sys.argv
+    sys.argv = list(map(str, [program[-1], *arguments]))
+    try:
+        if program[0] == "-m":
+            runpy.run_module(program[-1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(program[-1]), run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise RuntimeError(f"{program[-1]} ended with status {ended.code}") from ended
+    finally:
+        sys.argv = before
 
 
 def _folder_beside(run: Path) -> tempfile.TemporaryDirectory[str]:

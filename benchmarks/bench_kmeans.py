@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import time
+from typing import Any
 
 import numpy as np
 
-from . import kmeans_sides, ours, plain
-from .bench_end_to_end import TIE, TIES, sources_first
+from . import ours, plain
+from .bench_end_to_end import TIE, TIES
 from .clock import Ran
 from .data import ITERATIONS, prepare_centroids, prepare_counts, prepare_run
-from .kmeans_sides import SIDES, choose_start, fit_side, read_pixels
+from .kmeans_sides import SIDES, Rows, choose_start, fit_side, read_pixels
+from .memory import with_memory
 
 CASES = {
     "65536 x 661, k 10": (65_536, 661, 10),
@@ -28,6 +28,7 @@ def count_least(shape: tuple[int, ...], n_clusters: int, *, nbytes: int, iterati
     return {"memory": iterations * nbytes, "operations": iterations * 2 * math.prod(shape) * n_clusters}
 
 
+@with_memory("sklearn", "ours")
 class KMeans:
     """Corrected frames in memory to labels: 10 clusters, 20 iterations from the same centroids."""
 
@@ -103,6 +104,7 @@ class Gather:
         np.testing.assert_array_equal(spectra, expected)
 
 
+@with_memory(*SIDES)
 class Fit:
     """Counts in memory to labels: 20 iterations from the same centroids."""
 
@@ -115,7 +117,7 @@ class Fit:
     )
     included = (
         "the estimator's fit; no disk, no start-up; sklearn and ours: float32 spectra, one a row; ours_uint16: 16 bit; "
-        "ours_frames: float32 frames; memory: beyond the data, of a process that does nothing else"
+        "ours_frames: float32 frames"
     )
     warm_up = True
 
@@ -125,7 +127,6 @@ class Fit:
         self.path = prepare_counts(pixels, features)
         self.start = choose_start(self.path, n_clusters)
         self.pixels = {side: read_pixels(side, self.path) for side in SIDES}
-        self.beyond: dict[str, float] = {}
         self.first: dict[str, tuple] = {}
         self.shape, self.dtype, self.nbytes = (pixels, features), np.dtype(np.float32), 4 * pixels * features
 
@@ -150,15 +151,7 @@ class Fit:
             one = fit_side(side, self.pixels[side], self.start, iterations=1)
             self.first[side] = one.labels_.ravel(), one.inertia_
         output = (*self.first[side], found.inertia_, found.n_iter_)
-        return Ran(output, seconds, self._measure_memory(side) if size == "full" else {})
-
-    def _measure_memory(self, side: str) -> dict[str, float]:
-        if side not in self.beyond:
-            command = [sys.executable, "-P", kmeans_sides.__file__, side, str(self.path)]
-            command += ["--n-clusters", str(len(self.start)), "--iterations", str(ITERATIONS)]
-            self.beyond[side] = float(subprocess.check_output(command, env=sources_first(), text=True))
-        beyond = self.beyond[side]
-        return {"peak_memory_gb": beyond * self.pixels[side].nbytes / 1e9, "memory_over_data": round(beyond, 3)}
+        return Ran(output, seconds)
 
     def least(self, side: str) -> dict[str, float]:
         nbytes = self.pixels[side].nbytes
@@ -171,3 +164,49 @@ class Fit:
         np.testing.assert_allclose(found[2], expected[2], rtol=1e-2)
         assert found[3] == expected[3], f"{found[3]} iterations, not {expected[3]}"
         return {"labelled_otherwise_after_one": otherwise}
+
+
+@with_memory("resident", "streamed")
+class Stream:
+    """16-bit counts in a file to labels: read once into memory, or with room for half of them.
+
+    What there is no room for is read anew in each of the 20 iterations.
+    """
+
+    params = (["small", "full"],)
+    param_names = ["size"]
+    reference = "time_resident"
+    equal = "labels and centroids identical"
+    included = "a file in the page cache to labels; no start-up"
+    warm_up = True
+
+    def setup(self, size: str) -> None:
+        pixels, features = 262_144 if size == "full" else 4_096, 661
+        path = prepare_counts(pixels, features)
+        self.counts, self.start = Rows(path), choose_start(path, 10)
+        self.shape, self.dtype, self.nbytes = (pixels, features), np.dtype(np.uint16), 2 * pixels * features
+
+    def time_resident(self, size: str) -> tuple[np.ndarray, np.ndarray]:
+        return self._fit(self.counts[:])
+
+    def time_streamed(self, size: str) -> tuple[np.ndarray, np.ndarray]:
+        import dask.array as da
+
+        chunks = (len(self.start) * 256, -1)
+        lazy = da.from_array(self.counts, chunks=chunks, name=False, meta=np.empty((0, 0), self.dtype))
+        return self._fit(lazy, memory_budget=self.nbytes // 2)
+
+    def _fit(self, counts: Any, **how: int) -> tuple[np.ndarray, np.ndarray]:
+        from niseg_gpu.kmeans.estimator import KMeans as Estimator
+
+        model = Estimator(len(self.start), init=self.start, max_iter=ITERATIONS, tol=0, device="cpu", **how)
+        found = model.fit(counts)
+        self.iterations = found.n_iter_
+        return found.labels_, found.cluster_centers_
+
+    def least(self, side: str) -> dict[str, float]:
+        return count_least(self.shape, len(self.start), nbytes=self.nbytes, iterations=self.iterations)
+
+    def assert_equal(self, found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)

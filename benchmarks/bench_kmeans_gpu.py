@@ -14,7 +14,8 @@ from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.lloyd import assign, measure_points, read_labels
 
 from .bench_kmeans import count_least
-from .clock import DEVICES, Ran, time_work
+from .clock import DEVICES, Ran, measure_work
+from .memory import with_memory
 
 SIZES = {"small": (4_096, 61), "full": (512 * 512, 661)}  # pixels, bins
 CLUSTERS, ITERATIONS, BLOCK = 10, 20, 8_192
@@ -61,7 +62,7 @@ class _Gpu:
 
     def clock(self, work: Callable[[], Any]) -> Ran:
         """Run something on the device and wait for it; what it gives should lie there."""
-        return time_work(work, device=DEVICES["gpu"])
+        return measure_work(work, device=DEVICES["gpu"])
 
     def assert_equal(self, labels: np.ndarray, expected: np.ndarray) -> dict[str, float]:
         same = float((labels.ravel() == expected.ravel()).mean())
@@ -162,6 +163,7 @@ class Iteration(_Gpu):
         return self.tell(ran, ran.output.cpu().numpy(), ITERATIONS)
 
 
+@with_memory("resident", "streamed")
 class Stream(_Gpu):
     """All counts on the device, or room for half of them: the others cross the bus in each iteration."""
 

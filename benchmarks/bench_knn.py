@@ -11,11 +11,13 @@ from niseg_gpu.knn_features import compute_features
 from niseg_gpu.knn_model import fit_knn
 
 from . import ours
+from .memory import with_memory
 
 SIDES = {"small": 64, "full": 1000}
 COUNTS = 20_000  # in the middle of the beam
 
 
+@with_memory("sklearn", "ours")
 class Predict:
     """One image trains, all its pixels; another of the same size is classified by f and |f - median|."""
 

@@ -7,13 +7,15 @@ from collections.abc import Callable
 import numpy as np
 
 from . import ours, plain
-from .clock import DEVICES, Ran, time_work
+from .clock import DEVICES, Ran, measure_work
 from .data import prepare_run, shape_of_run
 from .limits import count_fetched, drop_files
+from .memory import with_memory
 
 FETCHED = 0.9  # of the bytes at least must come from the disk in a cold run
 
 
+@with_memory("astropy", "ours")
 class Read:
     """A folder of FITS frames, one a ToF bin, in the page cache."""
 
@@ -51,6 +53,7 @@ class ReadCold(Read):
 
     included = "files on the disk, the page cache emptied of them, to memory; no start-up"
     warm_up = False
+    peakmem_astropy = peakmem_ours = None  # as for files in the page cache
 
     def setup(self, size: str, bins: int) -> None:
         super().setup(size, bins)
@@ -64,7 +67,7 @@ class ReadCold(Read):
     def read(self, reader: Callable) -> Ran:
         drop_files(self.run.iterdir())
         before = count_fetched()
-        ran = time_work(lambda: reader(self.run), device=DEVICES["cpu"])
+        ran = measure_work(lambda: reader(self.run), device=DEVICES["cpu"])
         fetched = count_fetched() - before
         assert fetched >= FETCHED * self.nbytes, f"only {fetched:.4g} of {self.nbytes} bytes came from the disk"
         return ran

@@ -64,8 +64,8 @@ class Tof:
             (out / path).write_bytes(content)
 
     def _time(self, fill: Callable[[Path], object]) -> Ran:
-        """Time filling a folder; of the earlier ones the last is kept, to compare with."""
-        for old in sorted(self.room.iterdir(), key=os.path.getmtime)[:-1]:
+        """Time filling a folder; the earlier ones go."""
+        for old in self.room.iterdir():
             shutil.rmtree(old)
         os.sync()
         out, start = next(self.names), time.perf_counter()
@@ -74,8 +74,9 @@ class Tof:
         return Ran(out, time.perf_counter() - start)
 
     def assert_equal(self, out: Path, expected: Path) -> None:
+        """With what was simulated first; the reference's folder is away again when a later run is checked."""
         for path, content in self.files.items():
-            assert (out / path).read_bytes() == (expected / path).read_bytes() == content, f"{path} differs"
+            assert (out / path).read_bytes() == content, f"{path} differs"
 
 
 class Radiograph(Tof):

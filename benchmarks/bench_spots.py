@@ -9,10 +9,12 @@ from niseg_gpu.spots import remove_spots
 
 from . import ours, plain
 from .data import SEED, THRESHOLD, prepare_run
+from .memory import with_memory
 
 FRAMES = 100
 
 
+@with_memory("scipy", "ours", "opencv", "dask_image")
 class Spots:
     """The first frames of a run, as raw counts or corrected for overlap."""
 
@@ -97,7 +99,7 @@ class Volume(Projections):
     neighbourhood, sides = "volume", (3, 3, 3)
     on_host = ("scipy", "ours_one_thread", "skimage", "dask_image")
     peers = {"skimage": "skimage", "dask_image": "dask_image"}
-    time_opencv = None
+    time_opencv = peakmem_opencv = None
 
     def time_scipy(self, size: str, dtype: str) -> tuple[np.ndarray, ...]:
         from scipy.ndimage import median_filter

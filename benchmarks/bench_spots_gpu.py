@@ -18,7 +18,7 @@ from niseg_gpu.backend import Gpu, why_no_gpu
 from niseg_gpu.kernels.spots_xp import clean_spots_xp
 
 from . import ours
-from .clock import DEVICES, Ran, time_calls
+from .clock import DEVICES, Ran, measure_calls
 
 FRAMES = {"small": (4, 120, 256), "full": (32, 2048, 2048)}
 VOLUME = {"small": (5, 60, 128), "full": (128, 1024, 1024)}
@@ -52,7 +52,7 @@ class _OnDevice:
 
     def run(self, work: Callable[[], Any], *, moved: int) -> Ran:
         """Time a call on the device; `moved` are the bytes that it has to move."""
-        ran = time_calls(work, device=DEVICES["gpu"], calls=CALLS)
+        ran = measure_calls(work, device=DEVICES["gpu"], calls=CALLS)
         of_copy = round(moved / ran.seconds / self.copy_rate, 3) if self.copy_rate else 1.0
         arrays = ran.output if isinstance(ran.output, tuple) else (ran.output,)
         details = {"moved_bytes": moved, "of_copy": of_copy}

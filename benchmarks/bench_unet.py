@@ -16,12 +16,14 @@ from niseg_gpu.unet.folder import UNetModel
 from niseg_gpu.unet.normalise import Normalisation
 
 from . import ours
-from .clock import DEVICES, Ran, time_work
+from .clock import DEVICES, Ran, measure_work
+from .memory import with_memory
 from .unet_torch import TorchUNet, flatten_params
 
 LEVEL, NOISE = 20000.0, 800.0
 SCALE = Normalisation(means=(LEVEL,), scales=(NOISE,))
 TORCH = importlib.util.find_spec("torch") is not None
+SIDES = ("ours", "plain_jax", *["torch"] * TORCH)
 RATE, STEPS = 1e-3, 3  # of training; steps from the same start in each run
 WHOLE = 2048**3  # voxels of the volume whose time is told from the rate
 NETWORKS = {
@@ -45,6 +47,7 @@ class _Network:
     """What predicting and training share: the network with weights drawn at random, and counts to show it."""
 
     warm_up = True
+    compiles = True  # for its shapes: not the memory that is asked after
     devices = ("cpu", "gpu")
     reference = "time_torch" if TORCH else "time_plain_jax"
     peers = {"torch": "torch"}
@@ -68,7 +71,7 @@ class _Network:
 
     def tell(self, work: Any) -> Ran:
         """Time something on the device, and say how fast a large volume would be at the same rate."""
-        ran = time_work(work, device=DEVICES[self.device])
+        ran = measure_work(work, device=DEVICES[self.device])
         rate = math.prod(self.shape) / ran.seconds
         more = {"voxels_extrapolated_to": WHOLE, "seconds_extrapolated": WHOLE / rate}
         return replace(ran, details={"voxels_per_second": rate, **more})
@@ -83,6 +86,7 @@ class _Network:
         return {"memory": moved, "operations": each * math.prod(self.shape)}
 
 
+@with_memory(*SIDES)
 class _Prediction(_Network):
     equal = "probabilities to 1e-5 on a CPU, on a GPU (bfloat16) to 0.05, their mean distance to 0.005"
     included = (
@@ -149,6 +153,7 @@ class Prediction(_Prediction):
     params = (["small", "full"], ["2-D", "3-D"])
 
 
+@with_memory(*SIDES)
 class _Training(_Network):
     equal = (
         "the first loss to 1e-5 relative, after 3 steps the loss to 2e-3 and all but 1 in 200 weights to 1e-4 (a "

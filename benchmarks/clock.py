@@ -1,7 +1,7 @@
 """The one clock of the measurements: it waits for the device, and sees which device worked.
 
 A GPU is told what to do and works on by itself. A clock that is read without waiting for it shows the telling only, so
-`time_work` waits before both readings, and `find_fault` refuses
+`measure_work` waits before both readings, and `find_fault` refuses
 
 - a row of the GPU whose seconds were taken by another clock,
 - one after which the device went on working, on whatever stream,
@@ -67,6 +67,10 @@ class Host:
     def wait(self) -> None:
         """Nothing is under way."""
 
+    def count_held(self) -> int:
+        """Bytes of a GPU's memory that somebody holds."""
+        return 0
+
     @contextmanager
     def watch(self) -> Iterator[Asked]:
         """Count the bytes that CuPy is asked for on the GPU meanwhile, by any thread, if it is loaded at all."""
@@ -96,11 +100,15 @@ class Cuda(Host):
         """Wait for all streams, those of other libraries too."""
         GPU.xp.cuda.Device().synchronize()
 
+    def count_held(self) -> int:
+        free, total = GPU.xp.cuda.runtime.memGetInfo()
+        return total - free
+
 
 DEVICES: dict[str, Any] = {"cpu": Host(), "gpu": Cuda()}
 
 
-def time_work(work: Callable[[], Any], *, device: Any) -> Ran:
+def measure_work(work: Callable[[], Any], *, device: Any) -> Ran:
     """Run something and wait until the device is done; what it gives should be what the device made.
 
     Where it gives a `Ran`, it took the time itself; how long the device went on after that is then added to it.
@@ -117,7 +125,7 @@ def time_work(work: Callable[[], Any], *, device: Any) -> Ran:
     return Ran(output, done - start, waited=True, ran_on=find_device(output, asked))
 
 
-def time_calls(work: Callable[[], Any], *, device: Any, calls: int) -> Ran:
+def measure_calls(work: Callable[[], Any], *, device: Any, calls: int) -> Ran:
     """Seconds a call between two events around several in a row, so that the host's part of one hides behind others."""
     cuda = GPU.xp.cuda
     work()
@@ -151,9 +159,14 @@ def _arrays(output: Any) -> Iterator[Any]:
         yield output
 
 
+def is_late(ran: Ran) -> bool:
+    """Whether the device went on for longer, after the side had given its result, than a wait for nothing takes."""
+    return ran.late_s > max(LATE_SHARE * ran.seconds, LATE_S)
+
+
 def find_fault(ran: Ran, *, device: Any) -> str:
     """Say why the seconds of a run mean nothing, or nothing; `device` is the one that the row names."""
-    if device.name == "gpu" and ran.late_s > max(LATE_SHARE * ran.seconds, LATE_S):
+    if device.name == "gpu" and is_late(ran):
         return f"the clock was read {ran.late_s:.2g} s before the gpu was done"
     if device.name == "gpu" and not ran.waited:
         return "the clock was read without waiting for the gpu"

@@ -29,7 +29,7 @@ import numpy as np
 from niseg_gpu.backend import GPU, count_cores, cpu_model
 from niseg_gpu.errors import UserError
 
-from .clock import DEVICES, time_work
+from .clock import DEVICES, measure_work
 
 NBYTES = 2**28  # of what is copied or read: more than the caches hold
 SIDE = {"cpu": 2048, "gpu": 8192}  # of the matrices
@@ -117,7 +117,7 @@ def _products(matrix: Any) -> list[Callable[[], Any]]:
 def _take_least(work: Callable[[], Any], *, device: str = "cpu") -> float:
     """Seconds of the fastest of a few runs after a first."""
     work()
-    return min(time_work(work, device=DEVICES[device]).seconds for _ in range(REPEATS))
+    return min(measure_work(work, device=DEVICES[device]).seconds for _ in range(REPEATS))
 
 
 def measure_files(folder: Path, nbytes: int = NBYTES) -> tuple[float | None, float, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from niseg_gpu.backend import count_cores
 from niseg_gpu.pipeline.info import describe_machine
 
+DRIVER = Path("/proc/driver/nvidia/version")
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -23,6 +25,7 @@ def describe_conditions(*, kernels: str = "auto") -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": machine["devices"]["cpu"],
         "gpu": machine["devices"]["gpu"],
+        "driver": read_driver() if machine["devices"]["gpu"] else None,
         "device": machine["auto_takes"],
         "kernels": kernels,
         "cores": count_cores(),
@@ -34,6 +37,15 @@ def describe_conditions(*, kernels: str = "auto") -> dict[str, Any]:
         "revision": _revision(),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
+
+
+def read_driver(path: Path = DRIVER) -> str | None:
+    """The version of NVIDIA's driver, where Linux tells it."""
+    try:
+        found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def _count_threads() -> dict[str, Any]:

@@ -48,13 +48,15 @@ def _tell_rate(row: dict[str, Any]) -> str:
 def _conditions(record: dict[str, Any]) -> list[str]:
     libraries = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     threads = ", ".join(f"{name} {number}" for name, number in record["threads"].items())
-    hardware = record["cpu"] + (f"; {record['gpu']}" if record["gpu"] else "")
+    driver = f", driver {record['driver']}" if record.get("driver") else ""
+    hardware = record["cpu"] + (f"; {record['gpu']}{driver}" if record["gpu"] else "")
     return [
         f"{record['date']}, {hardware}, {record['memory_gb']:g} GB, {record['system']}; threads: {threads}; "
         f"revision {record['revision']}; {libraries}.",
         "",
         *_about_limits(record),
-        "GB/s: bytes of the input over the seconds. Others' load: cores that other processes kept busy meanwhile.",
+        "GB/s: bytes of the input over the seconds. Peak memory: what the work takes beside data that lie "
+        "ready; of whole processes, all that they take. Others' load: cores that other processes kept busy meanwhile.",
     ]
 
 
@@ -72,7 +74,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         if outcome in row:
             reason = f"{outcome}: {row[outcome]}".replace("|", "\\|")
             return [what, row["side"], row.get("device", ""), reason, *[""] * (len(HEAD) - 4)]
-    seconds, peak, others = row["seconds"], row.get("peak_memory_gb"), row["cores_used_by_others"]
+    seconds, others = row["seconds"], row["cores_used_by_others"]
     relative = "" if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
     return [
         what,
@@ -82,9 +84,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['gb_per_s']:.3g}",
         f"{_percent(row['of_limit'])} ({row['limited_by']})" if "of_limit" in row else "",
         "1" if row["side"] == row["reference"] else relative,
-        "" if peak is None else f"{peak:.3g} GB",
+        _tell_memory(row),
         "" if others is None else f"{others:.2f}",
     ]
+
+
+def _tell_memory(row: dict[str, Any]) -> str:
+    parts = {"": row.get("peak_memory_gb"), " of the gpu's": row.get("peak_device_memory_gb")}
+    return ", ".join(f"{peak:.3g} GB{whose}" for whose, peak in parts.items() if peak is not None)
 
 
 def _percent(share: float) -> str:

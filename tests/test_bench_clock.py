@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,14 +95,14 @@ class Sides:
         return self.gpu.start().to_host()
 
     def time_own_clock(self, size):
-        ran = clock.time_work(self.gpu.start, device=self.gpu)
+        ran = clock.measure_work(self.gpu.start, device=self.gpu)
         return rows.replace(ran, output=ran.output.to_host())
 
     def time_on_the_cpu(self, size):
         return np.arange(8)
 
     def time_own_clock_on_the_cpu(self, size):
-        return clock.time_work(lambda: np.arange(8), device=self.gpu)
+        return clock.measure_work(lambda: np.arange(8), device=self.gpu)
 
     def time_not_waited(self, size):
         start = time.perf_counter()
@@ -163,7 +164,7 @@ def test_a_fault_in_a_later_run_is_seen_too(gpu):
 
 def test_the_clock_waits_before_each_reading(gpu):
     gpu.start()  # what others left must not count
-    ran = clock.time_work(gpu.start, device=gpu)
+    ran = clock.measure_work(gpu.start, device=gpu)
     assert gpu.waits == 2 and WORK_S <= ran.seconds < 1.9 * WORK_S
     assert ran.waited and ran.ran_on == "gpu"
 
@@ -177,6 +178,106 @@ def test_a_clock_that_forgets_to_wait_is_found_out(gpu, monkeypatch):
 
     found = {row["side"]: row for row in rows.run_benchmark(Hasty, size="small", seconds=0, devices=["gpu"])}
     assert "s before the gpu was done" in found["own_clock"]["failed"]
+
+
+class Thread:
+    """A stream that works in a thread of its own, as a GPU does, whoever waits for it."""
+
+    def __init__(self):
+        self.pool, self.told = ThreadPoolExecutor(1), []
+
+    def tell(self, work):
+        self.told.append(self.pool.submit(work))
+        return self.told[-1]
+
+    def synchronize(self):
+        wait(self.told)
+
+
+class Marker:
+    """An event: the time at which the stream came to it."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def record(self):
+        self.reached = self.stream.tell(time.perf_counter)
+
+    def synchronize(self):
+        self.reached.result()
+
+
+@pytest.fixture
+def working(monkeypatch):
+    """The clock's own GPU, with a stream that really works meanwhile in CuPy's place."""
+    stream, allocators = Thread(), [len]
+    cuda = SimpleNamespace(
+        Device=lambda: stream,
+        Event=lambda: Marker(stream),
+        get_elapsed_time=lambda start, end: 1000 * (end.reached.result() - start.reached.result()),
+        get_allocator=lambda: allocators[-1],
+        set_allocator=allocators.append,
+    )
+    monkeypatch.setitem(vars(clock.GPU), "xp", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    yield stream
+    stream.pool.shutdown()
+
+
+def test_the_clock_of_the_gpu_waits_for_work_that_goes_on_by_itself(working):
+    def work():
+        working.tell(lambda: time.sleep(WORK_S))
+        return OnDevice(working)
+
+    gpu = clock.DEVICES["gpu"]
+    before = working.tell(lambda: time.sleep(5 * WORK_S) or time.perf_counter())  # of somebody else
+    ran = clock.measure_work(work, device=gpu)
+    assert WORK_S <= ran.seconds <= time.perf_counter() - before.result() and ran.waited and ran.ran_on == "gpu"
+    begin = time.perf_counter()
+    ran = clock.measure_calls(work, device=gpu, calls=3)
+    assert WORK_S <= ran.seconds <= (time.perf_counter() - begin) / 3 and ran.waited and ran.ran_on == "gpu"
+
+
+def test_a_clock_read_while_the_gpu_goes_on_by_itself_is_caught(working):
+    """By the runner, whether the side says that it has waited or not; the work ends in its own time."""
+
+    def hasty(**claims):
+        start = time.perf_counter()
+        working.tell(lambda: time.sleep(WORK_S))
+        return clock.Ran(OnDevice(working), time.perf_counter() - start, **claims)
+
+    class Hasty(Sides):
+        def setup(self, size):
+            self.shape, self.dtype, self.nbytes = (8,), np.dtype(np.int64), 64
+
+        def assert_equal(self, found, expected):
+            pass
+
+        def time_left_at_work(self, size):
+            return hasty()
+
+        def time_says_it_waited(self, size):
+            return hasty(waited=True, ran_on="gpu")
+
+        def time_waits_too_late(self, size):
+            ran = hasty()
+            working.synchronize()
+            return ran
+
+        def time_on_the_cpu(self, size):
+            time.sleep(WORK_S)  # it is slow, and the GPU is idle
+            return np.arange(8)
+
+        time_stays_there = time_comes_back = time_own_clock = None
+        time_own_clock_on_the_cpu = time_not_waited = None
+
+    found = {row["side"]: row.get("failed") for row in rows.run_benchmark(Hasty, size="small", seconds=0,
+                                                                         devices=["gpu"])}  # fmt: skip
+    for side in ("left_at_work", "says_it_waited"):
+        assert "s before the gpu was done" in found[side]
+    assert "the clock was read without waiting for the gpu" in found["waits_too_late"]
+    assert "a row of the gpu, but it ran on the cpu" in found["on_the_cpu"]
+    assert found["reference"] is None
 
 
 def test_what_cupy_is_asked_for_is_counted_and_its_allocator_put_back(monkeypatch):
@@ -193,6 +294,26 @@ def test_what_cupy_is_asked_for_is_counted_and_its_allocator_put_back(monkeypatc
     assert clock.find_device({"image": [room]}, asked) == "gpu"
     assert clock.find_device((room, room), asked) == "cpu"  # room for half of it
     assert clock.find_device(None, clock.Asked()) == "cpu"
+
+
+def test_a_host_that_was_busy_for_a_moment_is_no_fault(gpu, monkeypatch):
+    """A wait for nothing that takes long once; one that does each time is one for work."""
+
+    class Own(Sides):
+        def time_own_clock(self, size):
+            return rows.replace(clock.measure_work(self.gpu.start, device=self.gpu), seconds=WORK_S)
+
+    lates = [clock.LATE_S + 1, 0.0]
+    real = rows.measure_work
+    monkeypatch.setattr(rows, "measure_work", lambda work, device: rows.replace(real(work, device=device),
+                                                                            late_s=lates.pop(0)))  # fmt: skip
+    benchmark = Own()
+    benchmark.setup("small")
+    assert rows._run(rows.Side(benchmark.time_own_clock, gpu), ("small",)).seconds == WORK_S and not lates
+    lates += [clock.LATE_S + 1] * 3
+    with pytest.raises(rows.FalseTime, match="before the gpu was done"):
+        rows._run(rows.Side(benchmark.time_own_clock, gpu), ("small",))
+    assert not lates
 
 
 def test_another_device_than_asked_for_in_a_process_of_its_own_is_seen(monkeypatch, tmp_path):
