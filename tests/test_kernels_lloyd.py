@@ -7,11 +7,12 @@ from fractions import Fraction
 import array_api_strict
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.kernels import lloyd_xp
+from niseg_gpu.kernels import panel as panel_module
 from niseg_gpu.kernels.exact import BITS, Sums, choose_quantum
 
 DTYPES = ("float32", "uint16", "int16", "float64", "int32", ">i2")
@@ -93,6 +94,48 @@ def test_sums_of_changes_lead_to_the_sums_of_all(data) -> None:
         np.testing.assert_array_equal(labels, again)
         assert sums.tobytes() == whole.sums.tobytes() and sizes.tolist() == whole.sizes.tolist()
         assert changes.moved == whole.moved and (step or changes.moved == (labels >= 0).sum())
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_any_size_gives_what_plain_numpy_gives(data) -> None:
+    """On either side of the number of centroids from which on they lie side by side."""
+    n, features, k = (data.draw(st.integers(1, most)) for most in (150, 700, 300))
+    k, dtype = min(k, n), data.draw(st.sampled_from(["float32", "uint16", "int16", "uint8"]))
+    pixels = make_pixels(n, features, dtype=dtype, seed=data.draw(st.integers(0, 9)))
+    centroids, mean = start_of(pixels, k)
+    mean = np.rint(mean)  # whole numbers all: nothing is rounded but products
+    pixels, centroids = (
+        (np.rint(pixels).astype(dtype), np.rint(centroids)) if dtype == "float32" else (pixels, np.rint(centroids))
+    )
+    wide = pixels.astype(np.float64) - mean
+    distances = ((wide[:, None] - centroids.astype(np.float64)) ** 2).sum(axis=2)
+    for layout in (pixels, np.asfortranarray(pixels)):
+        labels, sums, sizes, _ = run_pass(layout, centroids, mean)
+        own = distances[np.arange(n), labels]
+        assert (own - distances.min(axis=1) <= 1e-4 * (1 + distances.max(axis=1))).all()
+        np.testing.assert_array_equal(sums, [wide[labels == c].sum(axis=0) for c in range(k)])
+        np.testing.assert_array_equal(sizes, np.bincount(labels, minlength=k))
+
+
+@pytest.mark.parametrize("least", [1, 2**31], ids=["side by side", "one by one"])
+def test_changes_and_layouts_agree_whichever_way_centroids_lie(least: int, monkeypatch) -> None:
+    monkeypatch.setattr(panel_module, "ABREAST", least)
+    pixels = make_pixels(700, 130) * np.float32(np.pi)
+    centroids, mean = start_of(pixels, 37)
+    quantum, before, memory, sums = choose_quantum(1000.0, 700), None, {}, np.zeros(centroids.shape)
+    labels, whole, turned = np.full((3, 700), 99, np.int32)
+    for step in range(5):
+        how = {"centroids": centroids, "mean": mean, "quantum": quantum}
+        expected = CPU.assign_and_sum(pixels, labels=whole, **how)
+        across = CPU.assign_and_sum(np.asfortranarray(pixels), labels=turned, **how)
+        changes = CPU.assign_and_sum(pixels, labels=labels, before=before, memory=memory, **how)
+        sums = sums + changes.sums
+        assert expected.sums.tobytes() == sums.tobytes() == across.sums.tobytes()
+        np.testing.assert_array_equal(labels, whole)
+        np.testing.assert_array_equal(turned, whole)
+        before = centroids
+        centroids = (centroids + np.random.default_rng(step).normal(0, 0.2, centroids.shape)).astype(np.float32)
 
 
 def test_the_order_of_the_pixels_is_not_seen_in_the_sums() -> None:

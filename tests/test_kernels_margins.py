@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niseg_gpu.kernels.lloyd import assign_and_sum_cpu
-from niseg_gpu.kernels.margins import LEAD, NORM, REST, choose_pixels, make_margins, measure_doubt, measure_shift
+from niseg_gpu.kernels import panel as panel_module
+from niseg_gpu.kernels.lloyd import assign_and_sum_cpu, find_nearest_of_tile
+from niseg_gpu.kernels.margins import LEAD, REST, choose_pixels, make_margins, measure_shift
+from niseg_gpu.kernels.panel import arrange_centroids
+from niseg_gpu.kernels.tiles import empty_tile
 
 
 @given(st.integers(0, 10**6), st.integers(2, 7), st.floats(-6, 2), st.floats(-3, 6))
@@ -24,7 +27,11 @@ def test_the_lead_never_shrinks_further_than_was_said(seed: int, k: int, way: fl
         distances = ((pixels[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2)
         return distances - distances[np.arange(50), labels][:, None]
 
-    known, by_rest, own = measure_shift(before, now)
+    lengths, known, by_rest, own = measure_shift(before, now)
+    assert np.allclose(lengths, np.linalg.norm(before.astype(np.float64), axis=1)) and known.shape == (k, 8)
+    assert np.isinf(known[np.arange(k), np.arange(k)]).all() and np.isinf(known[:, k:]).all()
+    known, by_rest = known[:, :k].copy(), by_rest[:, :k]
+    np.fill_diagonal(known, 0)  # its lead over itself stays
     rest = np.sqrt(((pixels.astype(np.float64) - before[labels]) ** 2).sum(axis=1))
     least = known[labels] - by_rest[labels] * rest[:, None]
     changed = measure_leads(now) - measure_leads(before)
@@ -33,25 +40,50 @@ def test_the_lead_never_shrinks_further_than_was_said(seed: int, k: int, way: fl
     assert (np.sqrt(((pixels - now[labels].astype(np.float64)) ** 2).sum(axis=1)) <= (rest + own[labels]) + 1e-6).all()
 
 
-@given(st.integers(0, 10**6), st.integers(1, 2000), st.floats(-3, 5))
-def test_float32_rounds_off_no_more_than_was_said(seed: int, features: int, offset: float) -> None:
+@given(st.integers(0, 10**6), st.integers(1, 2000), st.floats(-3, 5), st.booleans())
+def test_float32_rounds_off_no_more_than_was_said(seed: int, features: int, offset: float, abreast: bool) -> None:
+    """Of the kernels' own products: eight sums side by side, or runs of 128 one after another."""
     rng = np.random.default_rng(seed)
-    pixels, centroids = ((10.0**offset * rng.normal(0.3, 1, (m, features))).astype(np.float32) for m in (40, 5))
-    doubt = measure_doubt(centroids, blocks=1, width=features)
-    norms = np.sum(centroids.astype(np.float64) ** 2, axis=1)
-    narrow = norms.astype(np.float32) - np.float32(2) * _sum_in_lanes(pixels[:, None] * centroids)
-    wide = norms - 2 * pixels.astype(np.float64) @ centroids.T.astype(np.float64)
-    off = np.abs(narrow - wide).max(axis=1)
-    assert (2 * off <= doubt.fixed + doubt.by_norm * np.linalg.norm(pixels.astype(np.float64), axis=1)).all()
+    pixels, centroids = ((10.0**offset * rng.normal(0.3, 1, (m, features))).astype(np.float32) for m in (24, 11))
+    wide = np.sum(centroids.astype(np.float64) ** 2, axis=1) - 2 * pixels.astype(np.float64) @ centroids.T.astype(float)
+    found, _, scores, doubt = score_pixels(pixels, centroids, abreast=abreast)
+    own = wide[np.arange(24), found]
+    others = wide.copy()
+    others[np.arange(24), found] = np.inf
+    lead, bound = scores[1] - scores[0].astype(np.float64), doubt.fixed
+    bound = bound + doubt.by_norm * np.linalg.norm(pixels.astype(np.float64), axis=1)
+    assert (np.abs(scores[0] - own) <= bound / 2).all() and (np.abs(lead - (others.min(axis=1) - own)) <= bound).all()
 
 
-def _sum_in_lanes(products: np.ndarray) -> np.ndarray:
-    """Eight sums side by side in order, then all of them, in float32."""
-    lanes = np.zeros((*products.shape[:-1], 8), np.float32)
-    for f in range(0, products.shape[-1], 8):
-        piece = products[..., f : f + 8]
-        lanes[..., : piece.shape[-1]] += piece
-    return lanes.sum(axis=-1, dtype=np.float32)
+@given(st.integers(0, 10**6), st.integers(1, 300), st.integers(1, 900), st.booleans())
+def test_the_two_nearest_are_found_and_the_first_of_equal_ones(seed: int, k: int, features: int, abreast: bool) -> None:
+    rng = np.random.default_rng(seed)
+    centroids = rng.integers(-9, 10, (k, features)).astype(np.float32)  # small whole numbers: nothing is rounded
+    centroids = centroids[rng.integers(0, k, k)]
+    pixels = rng.integers(-9, 10, (24, features)).astype(np.float32)
+    expected = (centroids**2).sum(axis=1) - 2 * pixels @ centroids.T
+    found, products, scores, _ = score_pixels(pixels, centroids, abreast=abreast)
+    np.testing.assert_array_equal(products[:, :k], pixels @ centroids.T)
+    np.testing.assert_array_equal(found, expected.argmin(axis=1))
+    two = np.sort(np.pad(expected, ((0, 0), (0, 1)), constant_values=np.inf), axis=1)[:, :2]
+    np.testing.assert_array_equal(scores, two.T)
+
+
+def score_pixels(pixels: np.ndarray, centroids: np.ndarray, *, abreast: bool) -> tuple:
+    """Nearest of the centroids of 24 pixels, the products, the two least scores, and the doubt that is in them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panel_module, "ABREAST", 1 if abreast else 2**31)
+        tile = empty_tile(pixels.shape[1], by_rows=True)
+        blocks, _, width = tile.shape
+        panel = arrange_centroids(centroids, blocks=blocks, width=width)
+    for b in range(blocks):
+        piece = pixels[:, b * width : (b + 1) * width]
+        tile[b, :, : piece.shape[1]] = piece
+    products, found = np.zeros((24, panel.norms.size), np.float32), np.zeros(24, np.int32)
+    scores, k = np.zeros((2, 24), np.float32), len(centroids)
+    rest = panel.values, panel.abreast, k, panel.norms, products, found, scores
+    find_nearest_of_tile(tile, 0, 24, pixels.shape[1], *rest)
+    return found, products, scores, panel.doubt
 
 
 def test_far_clusters_are_read_once() -> None:
@@ -68,16 +100,16 @@ def test_far_clusters_are_read_once() -> None:
     assert found.moved == 0 and not found.sums.any() and (labels == np.arange(800) % 4).all()
     rest = np.linalg.norm(seen - mean - second[labels], axis=1)
     assert (memory["margins"][REST] >= rest - 1e-3).all() and (memory["margins"][REST] <= rest + 20).all()
-    assert np.allclose(memory["margins"][NORM], np.linalg.norm(seen - mean, axis=1), rtol=1e-6)
+    assert len(memory["margins"]) == 2
 
 
 @pytest.mark.parametrize(
     "shape, dtype, steps, room",
     [
-        ((10, 60), np.float32, (60, 1), True),
-        ((10, 59), np.float32, (59, 1), False),
-        ((10, 120), np.uint16, (120, 1), True),
-        ((10, 60), np.uint16, (60, 1), False),
+        ((10, 40), np.float32, (40, 1), True),
+        ((10, 39), np.float32, (39, 1), False),
+        ((10, 80), np.uint16, (80, 1), True),
+        ((10, 79), np.uint16, (79, 1), False),
         ((10, 600), np.float32, (1, 10), False),
     ],
 )
@@ -88,7 +120,7 @@ def test_room_is_taken_where_it_is_worth_it(shape, dtype, steps, room: bool) -> 
 
 
 def test_pixels_without_data_are_never_wanted_and_equal_centroids_always() -> None:
-    margins = np.zeros((3, 4), np.float32)
+    margins = np.zeros((2, 4), np.float32)
     margins[LEAD] = 0, 1, 0, np.nan
     same = np.zeros((2, 3), np.float32)
     wanted = np.empty(4, np.int64)

@@ -1,8 +1,7 @@
 """One pass of k-means over a table of pixels on the CPU.
 
 Pixels come to the cache tile by tile, as float32 rows less their mean, whatever their dtype and whichever axis runs
-fastest in memory. There they meet the centroids, and are added to their cluster's sum. While a tile is worked on, the
-next is on its way from memory.
+fastest in memory. There they meet the centroids, and are added to their cluster's sum.
 
 The answer does not depend on how the pixels are cut. A distance is summed over the features alike wherever its pixel
 lies. Sums over pixels are exact: before it is added in float64, every value is rounded to a multiple of a quantum,
@@ -11,145 +10,197 @@ a power of two so chosen that no sum needs more than 52 bit; then the order of a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from niseg_gpu.kernels.compiled import compiled
+from niseg_gpu.kernels.compiled import compiled, inline
 from niseg_gpu.kernels.exact import Sums
 from niseg_gpu.kernels.margins import (
     MARGINS,
-    NORM,
     Doubt,
     choose_pixels,
     make_margins,
-    measure_doubt,
-    measure_shift,
-    note_margin,
-    square_row,
+    note_margins,
 )
-from niseg_gpu.kernels.tiles import LINE, aligned_zeros, empty_tile, flatten, gather_listed, gather_rows
-from niseg_gpu.kernels.vectors import CENTROIDS, multiply_3x4, multiply_4x3, multiply_6x2, multiply_12x1, prefetch
+from niseg_gpu.kernels.panel import RUN, arrange_centroids, compare_centroids
+from niseg_gpu.kernels.spectra import (
+    LANES,
+    add_line,
+    bare,
+    find_nearest,
+    multiply_8x16,
+    multiply_8x32,
+    multiply_8x48,
+    take_line,
+)
+from niseg_gpu.kernels.tiles import (
+    LEAST_ROWS,
+    aligned_zeros,
+    empty_tile,
+    flatten,
+    gather_listed,
+    gather_rows,
+)
+from niseg_gpu.kernels.vectors import (
+    CENTROIDS,
+    multiply_3x4,
+    multiply_4x3,
+    multiply_6x2,
+    multiply_12x1,
+)
 
 
 @compiled
-def _ask(flat, origin, step, length, first, end):  # type: ignore[no-untyped-def]
-    """Have some lines of `length` values, `step` apart, brought to the cache."""
-    for i in range(first, end):
-        for j in range(0, length, LINE // flat.itemsize):
-            prefetch(flat, origin + i * step + j)
-
-
-@compiled
-def _multiply(tile, rows, panel, k, products):  # type: ignore[no-untyped-def]
-    """Products of a tile's pixels with all `k` centroids, four at a time, then those left over with more pixels."""
+def _multiply(tile, first, panel, k, products):  # type: ignore[no-untyped-def]
+    """Products of `LEAST_ROWS` of a tile's pixels with all `k` centroids, four at a time, then those left over."""
     blocks, tile_rows, width = tile.shape
-    room, pixels, centroids, out = panel.shape[1], tile.reshape(-1), panel.reshape(-1), products.reshape(-1)
+    room, pixels, out = products.shape[1], tile.reshape(-1), products.reshape(-1)
     products[:] = 0
     for b in range(blocks):
-        pixel = b * tile_rows * width
+        pixel = (b * tile_rows + first) * width
         for c in range(0, k, CENTROIDS):
-            centroid = (b * room + c) * width
+            at = (b * room + c) * width
             if k - c >= 4:
-                for r in range(0, rows, 3):
-                    multiply_3x4(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
+                for r in range(0, LEAST_ROWS, 3):
+                    multiply_3x4(pixels, pixel + r * width, width, panel, at, width, out, r * room + c, room)
             elif k - c == 3:
-                for r in range(0, rows, 4):
-                    multiply_4x3(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
+                for r in range(0, LEAST_ROWS, 4):
+                    multiply_4x3(pixels, pixel + r * width, width, panel, at, width, out, r * room + c, room)
             elif k - c == 2:
-                for r in range(0, rows, 6):
-                    multiply_6x2(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
+                for r in range(0, LEAST_ROWS, 6):
+                    multiply_6x2(pixels, pixel + r * width, width, panel, at, width, out, r * room + c, room)
             else:
-                for r in range(0, rows, 12):
-                    multiply_12x1(pixels, pixel + r * width, width, centroids, centroid, width, out, r * room + c, room)
-
-
-@compiled(fastmath={"nnan", "nsz", "contract"})
-def _find_nearest(products, norms):  # type: ignore[no-untyped-def]
-    """The first of the nearest centroids; `products` becomes the squared distances but for the pixel's own square."""
-    least = np.float32(np.inf)
-    for c in range(norms.size):
-        products[c] = norms[c] - np.float32(2) * products[c]
-        least = min(least, products[c])
-    for c in range(norms.size):
-        if products[c] == least:
-            return c
-    return 0
+                for r in range(0, LEAST_ROWS, 12):
+                    multiply_12x1(pixels, pixel + r * width, width, panel, at, width, out, r * room + c, room)
 
 
 @compiled
-def add_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
-    """Add a row in float64; adding `magic` and taking it off again rounds to the quantum."""
-    for b in range(tile.shape[0]):
-        row, sums = tile[b, r], total[b]
-        for f in range(row.size):
-            sums[f] += (np.float64(row[f]) + magic) - magic
+def _multiply_abreast(tile, first, features, panel, products):  # type: ignore[no-untyped-def]
+    """The same with centroids side by side in vectors: one to three of those at a time."""
+    blocks, tile_rows, width = tile.shape
+    room, pixels, out = products.shape[1], tile.reshape(-1), products.reshape(-1)
+    step = width * LANES
+    products[:] = 0
+    for b in range(blocks):
+        for f in range(0, min(width, features - b * width), RUN):
+            n, pixel = min(RUN, min(width, features - b * width) - f), (b * tile_rows + first) * width + f
+            c = 0
+            while c < room:
+                at, left = (b * room + c) * width + f * LANES, (room - c) // LANES
+                if left == 3 or left > 4:
+                    for r in range(0, LEAST_ROWS, 8):
+                        multiply_8x48(pixels, pixel + r * width, width, n, panel, at, step, out, r * room + c, room)
+                    c += 3 * LANES
+                elif left > 1:
+                    for r in range(0, LEAST_ROWS, 8):
+                        multiply_8x32(pixels, pixel + r * width, width, n, panel, at, step, out, r * room + c, room)
+                    c += 2 * LANES
+                else:
+                    for r in range(0, LEAST_ROWS, 8):
+                        multiply_8x16(pixels, pixel + r * width, width, n, panel, at, step, out, r * room + c, room)
+                    c += LANES
 
 
 @compiled
-def _take_row(tile, r, magic, total):  # type: ignore[no-untyped-def]
-    """Undo `add_row`."""
-    for b in range(tile.shape[0]):
-        row, sums = tile[b, r], total[b]
-        for f in range(row.size):
-            sums[f] -= (np.float64(row[f]) + magic) - magic
+def find_nearest_of_tile(tile, first, rows, features, panel, abreast, k, norms, products, nearest, scores):  # type: ignore[no-untyped-def]
+    """Find the nearest centroids of some of a tile's pixels, and the least two scores of each."""
+    if abreast:
+        _multiply_abreast(tile, first, features, panel, products)
+    else:
+        _multiply(tile, first, panel, k, products)
+    out = products.reshape(-1)
+    for r in range(rows):
+        find_nearest(out, r * norms.size, norms, norms.size, nearest, scores, r)
 
 
 @compiled
-def _settle(tile, r, i, nearest, magic, labels, only_changes, sums, sizes):  # type: ignore[no-untyped-def]
-    """Label a pixel and add it to the sums, or to their changes; return whether its label is new."""
-    old = labels[i]
-    if nearest == old and only_changes:
-        return 0
-    labels[i] = nearest
-    sizes[nearest] += 1
-    add_row(tile, r, magic, sums[nearest])
-    if nearest != old and only_changes and old < sizes.size:
-        sizes[old] -= 1
-        _take_row(tile, r, magic, sums[old])
-    return int(nearest != old)
+def _settle(tile, first, rows, numbers, start, nearest, magic, labels, only_changes, sums, sizes):  # type: ignore[no-untyped-def]
+    """Label pixels and add them to the sums, or to their changes; return how many labels are new."""
+    blocks, tile_rows, width = tile.shape
+    values, totals, moved = tile.reshape(-1), sums.reshape(-1), 0
+    for r in range(rows):
+        i = numbers[start + r]
+        new, old = nearest[r], labels[i]
+        if old < 0 or (only_changes and new == old):
+            continue
+        labels[i] = new
+        sizes[new] += 1
+        leaves = only_changes and old < sizes.size
+        sizes[old if leaves else new] -= leaves
+        for b in range(blocks):
+            at = (b * tile_rows + first + r) * width
+            add_line(values, at, width, magic, totals, (new * blocks + b) * width)
+            if leaves:
+                take_line(values, at, width, magic, totals, (old * blocks + b) * width)
+        moved += new != old
+    return moved
+
+
+@inline
+def _make_room(n):  # type: ignore[no-untyped-def]
+    """Room for what is found of a few pixels: products with `n` centroids, the nearest, two scores, and margins."""
+    few = LEAST_ROWS
+    return np.zeros((few, n), np.float32), np.zeros(few, np.int32), np.zeros((2, few), np.float32), np.zeros((2, few))
 
 
 @compiled
-def _assign_frames(flat, row_step, feature_step, mean, panel, norms, magic, labels, only_changes, sums, sizes, tile):  # type: ignore[no-untyped-def]
+def _assign_frames(
+    flat, row_step, feature_step, mean, panel, abreast, norms, k, magic, labels, only_changes, sums, sizes, tile
+):  # type: ignore[no-untyped-def]
     """Pixels whose features lie apart: whole tiles of them, one after another."""
-    products = np.zeros((tile.shape[1], panel.shape[1]), np.float32)
-    n, moved = labels.size, 0
+    room, numbers, n, features, moved = (
+        _make_room(norms.size),
+        np.arange(tile.shape[1], dtype=np.int32),
+        labels.size,
+        mean.size,
+        0,
+    )
+    products, nearest, scores = bare(room[0]), bare(room[1]), bare(room[2])
+    flat, mean, panel, norms, labels, sums = bare(flat), bare(mean), bare(panel), bare(norms), bare(labels), bare(sums)
+    sizes, tile = bare(sizes), bare(tile)
     for start in range(0, n, tile.shape[1]):
         rows = min(tile.shape[1], n - start)
         gather_rows(flat, start * row_step, row_step, feature_step, rows, mean, tile)
-        _multiply(tile, rows, panel, norms.size, products)
-        next_tile, ahead = (start + rows) * row_step, min(tile.shape[1], n - start - rows)
-        for r in range(rows):
-            _ask(flat, next_tile, feature_step, ahead, mean.size * r // rows, mean.size * (r + 1) // rows)
-            if labels[start + r] >= 0:
-                nearest = _find_nearest(products[r], norms)
-                moved += _settle(tile, r, start + r, nearest, magic, labels, only_changes, sums, sizes)
+        for first in range(0, rows, LEAST_ROWS):
+            some = min(LEAST_ROWS, rows - first)
+            find_nearest_of_tile(tile, first, some, features, panel, abreast, k, norms, products, nearest, scores)
+            part = labels[start : start + rows]
+            moved += _settle(tile, first, some, numbers, first, nearest, magic, part, only_changes, sums, sizes)
     return moved
 
 
 @compiled
 def _assign_rows(
-    flat, row_step, mean, panel, norms, magic, labels, only_changes, sums, sizes, tile, wanted, margins, doubt
+    flat,
+    row_step,
+    mean,
+    panel,
+    abreast,
+    norms,
+    k,
+    magic,
+    labels,
+    only_changes,
+    sums,
+    sizes,
+    tile,
+    wanted,
+    margins,
+    doubt,
 ):  # type: ignore[no-untyped-def]
     """Pixels whose features lie together: those wanted, wherever they are."""
-    products = np.zeros((tile.shape[1], panel.shape[1]), np.float32)
-    n, moved = wanted.size, 0
-    for start in range(0, n, tile.shape[1]):
-        rows = min(tile.shape[1], n - start)
+    room, n, features, moved = _make_room(norms.size), wanted.size, mean.size, 0
+    products, nearest, scores, notes = bare(room[0]), bare(room[1]), bare(room[2]), bare(room[3])
+    flat, mean, panel, norms, labels, sums = bare(flat), bare(mean), bare(panel), bare(norms), bare(labels), bare(sums)
+    sizes, tile, wanted, margins = bare(sizes), bare(tile), bare(wanted), bare(margins)
+    for start in range(0, n, LEAST_ROWS):
+        rows = min(LEAST_ROWS, n - start)
         gather_listed(flat, row_step, wanted, start, rows, mean, tile)
-        _multiply(tile, rows, panel, norms.size, products)
-        for r in range(rows):
-            ahead, i = start + tile.shape[1] + r, wanted[start + r]
-            if ahead < n:
-                _ask(flat, wanted[ahead] * row_step, 0, mean.size, 0, 1)
-            nearest = _find_nearest(products[r], norms)
-            if margins.size:
-                if not only_changes:
-                    margins[NORM, i] = np.sqrt(square_row(tile, r)) * (1 + 2.0**-22)
-                note_margin(margins, i, products[r], nearest, *doubt)
-            moved += _settle(tile, r, i, nearest, magic, labels, only_changes, sums, sizes)
+        find_nearest_of_tile(tile, 0, rows, features, panel, abreast, k, norms, products, nearest, scores)
+        if margins.size:
+            note_margins(margins, wanted, start, rows, tile, scores, *doubt, notes)
+        moved += _settle(tile, 0, rows, wanted, start, nearest, magic, labels, only_changes, sums, sizes)
     return moved
 
 
@@ -189,17 +240,16 @@ def assign_and_sum_cpu(
     """
     k, features = centroids.shape
     flat, *steps = flatten(pixels)
-    tile = empty_tile(features, by_rows=steps[1] == 1)
+    by_rows = steps[1] == 1
+    tile = empty_tile(features, by_rows=by_rows)
     blocks, _, width = tile.shape
     sums, sizes = aligned_zeros((k, blocks, width), np.float64), np.zeros(k, np.int64)
-    norms = np.einsum("ij,ij->i", centroids, centroids, dtype=np.float64).astype(np.float32)
-    panel = _pack(centroids, blocks, width)
+    panel = arrange_centroids(centroids, blocks=blocks, width=width)
     memory = {} if memory is None else memory
-    how = mean, panel, norms, magic_of(quantum), labels, before is not None, sums, sizes, tile
-    if steps[1] == 1:
-        doubt = measure_doubt(centroids, blocks=blocks, width=width)
-        wanted, margins = _choose(pixels, steps, centroids, labels, before, memory, doubt)
-        moved = _assign_rows(flat, steps[0], *how, wanted, margins, tuple(doubt))
+    how = mean, *panel[:3], k, magic_of(quantum), labels, before is not None, sums, sizes, tile
+    if by_rows:
+        wanted, margins = _choose(pixels, steps, centroids, labels, before, memory, panel.doubt)
+        moved = _assign_rows(flat, steps[0], *how, wanted, margins, tuple(panel.doubt))
     else:
         memory.clear()
         moved = _assign_frames(flat, *steps, *how)
@@ -218,25 +268,15 @@ def _choose(
     """Return the numbers of the pixels to look at, and where to note their margins."""
     if before is None:
         memory["margins"] = make_margins(pixels, steps=(steps[0], steps[1])) if len(centroids) > 1 else None
-    margins = memory.get("margins")
+    margins, number = memory.get("margins"), np.int32 if labels.size < 2**31 else np.int64
     if margins is None or before is None:
-        wanted = np.flatnonzero(labels >= 0)
+        wanted = np.flatnonzero(labels >= 0).astype(number)
     else:
-        wanted = np.empty(labels.size, np.int64)
-        wanted = wanted[: choose_pixels(labels, margins, *measure_shift(before, centroids), *doubt, wanted)]
+        wanted, shift = np.empty(labels.size, number), compare_centroids(before, centroids)
+        wanted = wanted[: choose_pixels(labels, margins, *shift, doubt.fixed, doubt.by_norm, wanted)]
     return wanted, np.empty((MARGINS, 0), np.float32) if margins is None else margins
 
 
 def magic_of(quantum: float) -> float:
     """Return the number that, added to a value and taken off again in float64, rounds it to the quantum."""
     return 1.5 * 2.0**52 * quantum
-
-
-def _pack(centroids: np.ndarray, blocks: int, width: int) -> np.ndarray:
-    """Arrange centroids as tiles are, their number filled up with zeros."""
-    k = len(centroids)
-    panel = aligned_zeros((blocks, math.ceil(k / CENTROIDS) * CENTROIDS, width), np.float32)
-    for b in range(blocks):
-        piece = centroids[:, b * width : (b + 1) * width]
-        panel[b, :k, : piece.shape[1]] = piece
-    return panel

@@ -20,18 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled
-from niseg_gpu.kernels.tiles import FAST
+from niseg_gpu.kernels.spectra import find_least, square_line
 from niseg_gpu.kernels.vectors import SIDE
 
 ROUNDING = 2.0**-24  # of float32, relative
+FEW = 8  # steps around a sum
 CANCELLED = 2.0**-40  # more than float64 can lose of the squared distance of two ways
-MARGINS = 3  # float32 values a pixel
+MARGINS = 2  # float32 values a pixel
 LEAST_SHARE = 20  # they must take no more than one part in so many of the pixels' memory
-LEAD, REST, NORM = range(MARGINS)
+LEAD, REST = range(MARGINS)
 
 
 def make_margins(pixels: np.ndarray, *, steps: tuple[int, int]) -> np.ndarray | None:
-    """Return room for what is remembered, (3, n) float32; nothing where it isn't worth its memory or pixels lie apart.
+    """Return room for what is remembered, (2, n) float32; nothing where it isn't worth its memory or pixels lie apart.
 
     Parameters
     ----------
@@ -50,14 +51,18 @@ class Shift(NamedTuple):
 
     Attributes
     ----------
-    known : (k, k) float64 array
-        By how much the lead of cluster a over b changes for a pixel that is at its centroid.
-    by_rest : (k, k) float64 array
+    lengths : (k,) float64 array
+        Of the centroids, before.
+    known : (k, room) float64 array
+        By how much the lead of cluster a over b changes for a pixel that is at its centroid; infinite for a itself, and
+        where no cluster is: `room` is a multiple of 8.
+    by_rest : (k, room) float64 array
         By how much it can shrink beyond, for each unit of the pixel's distance from there.
     own : (k,) float64 array
         The way of each centroid.
     """
 
+    lengths: Any
     known: Any
     by_rest: Any
     own: Any
@@ -65,49 +70,64 @@ class Shift(NamedTuple):
 
 def measure_shift(before: np.ndarray, now: np.ndarray) -> Shift:
     """Compare centroids (k, features) with those that the labels were given by."""
+    k, room = len(before), -(-len(before) // SIDE) * SIDE
     before, now = before.astype(np.float64), now.astype(np.float64)
     ways = now - before
-    grown = np.sum(now**2, axis=1) - np.sum(before**2, axis=1)
-    crossed = before @ ways.T  # of a's place and b's way
-    known = grown[None, :] - grown[:, None] - 2 * (crossed - np.diagonal(crossed)[:, None])
-    lengths = np.sum(ways**2, axis=1)
+    squares, lengths = np.sum(before**2, axis=1), np.sum(ways**2, axis=1)
+    grown = np.sum(now**2, axis=1) - squares
+    crossed = _multiply_all(before, ways)  # of a's place and b's way
+    known, by_rest = np.full((k, room), np.inf), np.zeros((k, room))
+    known[:, :k] = grown[None, :] - grown[:, None] - 2 * (crossed - np.diagonal(crossed)[:, None])
+    np.fill_diagonal(known, np.inf)
     both = lengths[:, None] + lengths
-    apart = np.sqrt(np.maximum(both - 2 * ways @ ways.T, 0) + CANCELLED * both)
-    return Shift(known, 2 * apart, np.sqrt(lengths))
+    by_rest[:, :k] = 2 * np.sqrt(np.maximum(both - 2 * _multiply_all(ways, ways), 0) + CANCELLED * both)
+    return Shift(np.sqrt(squares), known, by_rest, np.sqrt(lengths))
+
+
+def _multiply_all(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Products of all pairs of rows; by no BLAS, whose threads would wait for more, at full speed, where ours work."""
+    return np.einsum("af,bf->ab", one, other)
 
 
 class Doubt(NamedTuple):
     """What float32 may have rounded off a difference between two distances: `fixed` and `by_norm` for each of |x|.
 
-    The sums of products run in eight lanes through the blocks of `width` features, then come `blocks` more.
+    `by_square` is what it may have rounded off |x|^2, relative.
     """
 
     fixed: float
     by_norm: float
+    by_square: float
 
 
-def measure_doubt(centroids: np.ndarray, *, blocks: int, width: int) -> Doubt:
-    """Bound the rounding of the difference of two scores ``|c|^2 - 2 x c`` over all centroids."""
+def measure_doubt(centroids: np.ndarray, *, steps: float, square_steps: float) -> Doubt:
+    """Bound the rounding of the difference of two scores ``|c|^2 - 2 x c`` over all centroids.
+
+    Parameters
+    ----------
+    centroids : (k, features) float32 ndarray
+    steps, square_steps : float
+        Additions, one after another, that a product of a pixel with a centroid is made by, and its square.
+    """
     longest = math.sqrt(float(np.max(np.sum(centroids.astype(np.float64) ** 2, axis=1), initial=0.0)))
-    each = (width / SIDE + blocks + 8) * ROUNDING * 1.01  # what is summed, and the few steps around it
-    return Doubt(2 * each * longest**2, 4 * each * longest)
+    each = (steps + FEW) * ROUNDING * 1.01
+    return Doubt(2 * each * longest**2, 4 * each * longest, (square_steps + FEW) * ROUNDING * 1.01)
 
 
 @compiled
-def choose_pixels(labels, margins, known, by_rest, own, fixed, by_norm, wanted):  # type: ignore[no-untyped-def]
-    """List the pixels whose nearest centroid may be another one; return their number. The others' margins move on."""
-    count, k = 0, own.size
+def choose_pixels(labels, margins, lengths, known, by_rest, own, fixed, by_norm, wanted):  # type: ignore[no-untyped-def]
+    """List the pixels whose nearest centroid may be another one; return their number. The others' margins move on.
+
+    `lengths` are those of the centroids that the labels were given by.
+    """
+    count, room = 0, known.shape[1]
     for i in range(labels.size):
         a = labels[i]
         if a < 0:
             continue
-        rest, least = np.float64(margins[REST, i]), np.inf
-        for b in range(k):
-            change = known[a, b] - by_rest[a, b] * rest
-            if b != a and change < least:
-                least = change
-        lead = np.float64(margins[LEAD, i]) + least
-        if lead > fixed + by_norm * margins[NORM, i]:
+        rest = np.float64(margins[REST, i])
+        lead = np.float64(margins[LEAD, i]) + find_least(known, by_rest, a * room, room, rest)
+        if lead > fixed + by_norm * (lengths[a] + rest):
             # float32 may round up what must not grow, and down what must not shrink
             margins[LEAD, i] = lead - abs(lead) * 2.0**-23
             margins[REST, i] = (rest + own[a]) * (1 + 2.0**-22)
@@ -117,25 +137,25 @@ def choose_pixels(labels, margins, known, by_rest, own, fixed, by_norm, wanted):
     return count
 
 
-@compiled(fastmath=FAST)
-def square_row(tile, r):  # type: ignore[no-untyped-def]
-    """The squared length of a row, in float64."""
-    total = 0.0
-    for b in range(tile.shape[0]):
-        row = tile[b, r]
-        for f in range(row.size):
-            total += np.float64(row[f]) * np.float64(row[f])
-    return total
-
-
 @compiled
-def note_margin(margins, i, scores, nearest, fixed, by_norm):  # type: ignore[no-untyped-def]
-    """Remember the lead of the nearest centroid and the distance from it; `scores` are the distances less |x|^2."""
-    second = np.float32(np.inf)
-    for c in range(scores.size):
-        if c != nearest and scores[c] < second:
-            second = scores[c]
-    doubt, norm = fixed + by_norm * margins[NORM, i], np.float64(margins[NORM, i])
-    lead = np.float64(second) - scores[nearest] - doubt
-    margins[LEAD, i] = lead - abs(lead) * 2.0**-23
-    margins[REST, i] = np.sqrt(max(norm * norm + scores[nearest] + doubt / 2, 0.0)) * (1 + 2.0**-22)
+def note_margins(margins, numbers, start, rows, tile, scores, fixed, by_norm, by_square, notes):  # type: ignore[no-untyped-def]
+    """Remember of a tile's pixels the lead of the nearest centroid and the distance from it.
+
+    `scores` are the least and the next of each pixel's distances less |x|^2; `notes` is room for (2, rows) float64.
+    """
+    blocks, tile_rows, width = tile.shape
+    values = tile.reshape(-1)
+    for r in range(rows):
+        square = 0.0
+        for b in range(blocks):
+            square += np.float64(square_line(values, (b * tile_rows + r) * width, width))
+        notes[0, r] = square * (1 + by_square)
+    for r in range(rows):
+        square, least = notes[0, r], np.float64(scores[0, r])
+        doubt = fixed + by_norm * np.sqrt(square)
+        lead, rest = scores[1, r] - least - doubt, square + least + doubt / 2
+        notes[0, r] = lead - abs(lead) * 2.0**-23
+        notes[1, r] = np.sqrt(rest if rest > 0 else 0.0) * (1 + 2.0**-22)
+    for r in range(rows):
+        margins[LEAD, numbers[start + r]] = notes[0, r]
+        margins[REST, numbers[start + r]] = notes[1, r]

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled
-from niseg_gpu.kernels.lloyd import add_row, magic_of
-from niseg_gpu.kernels.margins import square_row
+from niseg_gpu.kernels.lloyd import magic_of
+from niseg_gpu.kernels.spectra import add_rows, spoil_line, square_line_wide, widen_range
 from niseg_gpu.kernels.tiles import FAST, aligned_zeros, empty_tile, flatten, gather_rows
-from niseg_gpu.kernels.vectors import SIDE, widen_range
+from niseg_gpu.kernels.vectors import SIDE
 
 
 class Bounds(NamedTuple):
@@ -29,33 +29,25 @@ class Bounds(NamedTuple):
     high: Any
 
 
-@compiled(fastmath=FAST)
-def _is_finite(tile, r):  # type: ignore[no-untyped-def]
-    nothing = np.float32(0)
-    for b in range(tile.shape[0]):
-        row = tile[b, r]
-        for f in range(row.size):
-            nothing += row[f] * np.float32(0)
-    return nothing == 0
-
-
-@compiled
-def _widen(tile, r, low, high):  # type: ignore[no-untyped-def]
-    values, (blocks, rows, width) = tile.reshape(-1), tile.shape
-    for b in range(blocks):
-        for f in range(0, width, SIDE):
-            widen_range(values, (b * rows + r) * width + f, low, high, b * width + f)
-
-
 @compiled
 def _find_bounds(flat, row_step, feature_step, zeros, valid, low, high, tile):  # type: ignore[no-untyped-def]
-    for start in range(0, valid.size, tile.shape[1]):
-        rows = min(tile.shape[1], valid.size - start)
+    values, (blocks, tile_rows, width) = tile.reshape(-1), tile.shape
+    for start in range(0, valid.size, tile_rows):
+        rows, good = min(tile_rows, valid.size - start), 0
         gather_rows(flat, start * row_step, row_step, feature_step, rows, zeros, tile)
         for r in range(rows):
-            valid[start + r] = _is_finite(tile, r)
+            nothing = np.float32(0)
+            for b in range(blocks):
+                nothing += spoil_line(values, (b * tile_rows + r) * width, width)
+            valid[start + r] = nothing == 0
+            good += nothing == 0
+        step = rows if good == rows else 1  # all of a tile at once, or else one by one
+        for r in range(0, rows, step):
             if valid[start + r]:
-                _widen(tile, r, low, high)
+                for b in range(blocks):
+                    for f in range(0, width, SIDE):
+                        at = (b * tile_rows + r) * width + f
+                        widen_range(values, at, width, step, low, high, b * width + f)
 
 
 def find_bounds_cpu(pixels: np.ndarray) -> Bounds:
@@ -67,22 +59,34 @@ def find_bounds_cpu(pixels: np.ndarray) -> Bounds:
         As for `niseg_gpu.kernels.lloyd.assign_and_sum_cpu`.
     """
     n, features = pixels.shape
-    tile, valid = empty_tile(features), np.empty(n, np.bool_)
+    flat, *steps = flatten(pixels)
+    tile, valid = empty_tile(features, by_rows=steps[1] == 1), np.empty(n, np.bool_)
     low, high = (np.full(len(tile) * tile.shape[2], bound, np.float32) for bound in (np.inf, -np.inf))
-    _find_bounds(*flatten(pixels), np.zeros(features, np.float32), valid, low, high, tile)
+    _find_bounds(flat, *steps, np.zeros(features, np.float32), valid, low, high, tile)
     return Bounds(valid, low[:features], high[:features])
 
 
 @compiled
 def _sum_moments(flat, row_step, feature_step, centre, labels, magic, square_magic, sums, tile):  # type: ignore[no-untyped-def]
-    squares = 0.0
-    for start in range(0, labels.size, tile.shape[1]):
-        rows = min(tile.shape[1], labels.size - start)
+    values, (blocks, tile_rows, width) = tile.reshape(-1), tile.shape
+    totals, squares = sums.reshape(-1), 0.0
+    for start in range(0, labels.size, tile_rows):
+        rows, good = min(tile_rows, labels.size - start), 0
         gather_rows(flat, start * row_step, row_step, feature_step, rows, centre, tile)
         for r in range(rows):
             if labels[start + r] >= 0:
-                add_row(tile, r, magic, sums)
-                squares += (square_row(tile, r) + square_magic) - square_magic
+                good += 1
+                square = 0.0
+                for b in range(blocks):
+                    square += square_line_wide(values, (b * tile_rows + r) * width, width)
+                squares += (square + square_magic) - square_magic
+        step = rows if good == rows else 1  # all of a tile at once, or else one by one
+        for r in range(0, rows, step):
+            if labels[start + r] >= 0:
+                for b in range(blocks):
+                    for f in range(0, width, SIDE):
+                        at = (b * tile_rows + r) * width + f
+                        add_rows(values, at, width, step, magic, totals, b * width + f)
     return squares
 
 
@@ -105,10 +109,11 @@ def sum_moments_cpu(
     sums : (features,) float64 ndarray
     squares : float
     """
-    tile = empty_tile(centre.size)
+    flat, *steps = flatten(pixels)
+    tile = empty_tile(centre.size, by_rows=steps[1] == 1)
     sums = aligned_zeros((len(tile), tile.shape[2]), np.float64)
     magic = magic_of(quantum), magic_of(square_quantum)
-    squares = _sum_moments(*flatten(pixels), centre, labels, *magic, sums, tile)
+    squares = _sum_moments(flat, *steps, centre, labels, *magic, sums, tile)
     return sums.ravel()[: centre.size], float(squares)
 
 
@@ -150,10 +155,11 @@ def measure_distances_cpu(pixels: np.ndarray, *, points: np.ndarray, mean: np.nd
     (m, n) float32 ndarray
         NaN or Inf for pixels without data.
     """
-    tile = empty_tile(mean.size)
+    flat, *steps = flatten(pixels)
+    tile = empty_tile(mean.size, by_rows=steps[1] == 1)
     blocks, _, width = tile.shape
     table = aligned_zeros((len(points), blocks, width), np.float32)
     table.reshape(len(points), -1)[:, : mean.size] = points
     distances = np.empty((len(points), len(pixels)), np.float32)
-    _measure_distances(*flatten(pixels), mean, table, distances, tile)
+    _measure_distances(flat, *steps, mean, table, distances, tile)
     return distances

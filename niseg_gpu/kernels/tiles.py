@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled
+from niseg_gpu.kernels.spectra import bring_line
 from niseg_gpu.kernels.vectors import SIDE, turn_square
 
 FEATURES = 768  # of a block, summed in one go
-TILE_BYTES = 128 * 1024  # twice that where features lie far apart, for longer runs of pixels
+TILE_BYTES = 256 * 1024  # where features lie apart: the more pixels, the longer the stretches that are read
 LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of 24, so that rows go by 3, 4, 6, 8 and 12
 LINE = 64  # bytes
 FAST = {"reassoc", "contract", "nsz"}  # lets the compiler sum in lanes, in the same order each time
@@ -28,10 +29,7 @@ def gather_rows(flat, origin, row_step, feature_step, rows, mean, tile):  # type
         n = min(width, mean.size - first)
         if feature_step == 1:
             for r in range(rows):
-                start = origin + r * row_step + first
-                pixel, row, offsets = flat[start : start + n], tile[b, r], mean[first : first + n]
-                for f in range(n):
-                    row[f] = np.float32(pixel[f]) - offsets[f]
+                bring_line(flat, origin + r * row_step + first, mean, first, n, lines, (b * tile_rows + r) * width)
             continue
         whole_rows, whole = rows // SIDE * SIDE, n // SIDE * SIDE
         for f in range(0, whole, SIDE):
@@ -47,22 +45,22 @@ def gather_rows(flat, origin, row_step, feature_step, rows, mean, tile):  # type
 @compiled
 def gather_listed(flat, row_step, numbers, first, rows, mean, tile):  # type: ignore[no-untyped-def]
     """The same of the pixels with the numbers from ``numbers[first]`` on, whose features lie together."""
-    for b in range(tile.shape[0]):
-        before = b * tile.shape[2]
-        n = min(tile.shape[2], mean.size - before)
+    blocks, tile_rows, width = tile.shape
+    lines = tile.reshape(-1)
+    for b in range(blocks):
+        before = b * width
+        n = min(width, mean.size - before)
         for r in range(rows):
             start = numbers[first + r] * row_step + before
-            pixel, row, offsets = flat[start : start + n], tile[b, r], mean[before : before + n]
-            for f in range(n):
-                row[f] = np.float32(pixel[f]) - offsets[f]
+            bring_line(flat, start, mean, before, n, lines, (b * tile_rows + r) * width)
 
 
-def empty_tile(features: int, *, by_rows: bool = True) -> np.ndarray:
+def empty_tile(features: int, *, by_rows: bool) -> np.ndarray:
     """A tile (blocks, rows, features of a block), filled up with zeros to whole vectors."""
     blocks = math.ceil(features / FEATURES)
     width = math.ceil(math.ceil(features / blocks) / SIDE) * SIDE
-    rows = TILE_BYTES * (1 if by_rows else 2) // (4 * blocks * width) // LEAST_ROWS * LEAST_ROWS
-    return aligned_zeros((blocks, min(max(rows, LEAST_ROWS), MOST_ROWS), width), np.float32)
+    rows = TILE_BYTES // (4 * blocks * width) // LEAST_ROWS * LEAST_ROWS
+    return aligned_zeros((blocks, min(max(rows, LEAST_ROWS), LEAST_ROWS if by_rows else MOST_ROWS), width), np.float32)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

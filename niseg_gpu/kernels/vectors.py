@@ -1,4 +1,4 @@
-"""What LLVM does not find by itself: turning a square of values in registers, and asking for memory ahead of time."""
+"""What LLVM does not find by itself: turning a square of values in registers, and products that fill them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,6 @@ from numba.extending import intrinsic
 SIDE = 8
 CENTROIDS = 4  # multiplied at a time
 FLOAT, INDEX = ir.FloatType(), ir.IntType(32)
-
-
-@intrinsic
-def prefetch(typing, flat, at):  # type: ignore[no-untyped-def]
-    """Have the line of ``flat[at]`` brought into the second cache."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        place = _pointer(context, builder, signature.args[0], *arguments)
-        line = builder.bitcast(place, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [line.type, INDEX, INDEX, INDEX])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [line, INDEX(0), INDEX(2), INDEX(1)])  # to read, level 2, data
-        return context.get_dummy_value()
-
-    return types.void(flat, types.intp), generate
 
 
 @intrinsic
@@ -46,13 +31,13 @@ def turn_square(typing, flat, at, step, offsets, first, rows, to, row_step):  # 
             source = builder.add(at, builder.mul(step, number))
             line = _load(context, builder, kinds[0], flat, source)
             if kinds[5].dtype != kinds[0].dtype:
-                line = _to_float(builder, line, kinds[0].dtype)
-            offset = builder.load(_pointer(context, builder, kinds[3], offsets, builder.add(first, number)))
+                line = to_float(builder, line, kinds[0].dtype)
+            offset = builder.load(point_to(context, builder, kinds[3], offsets, builder.add(first, number)))
             subtract = builder.sub if isinstance(kinds[5].dtype, types.Integer) else builder.fsub
-            lines.append(subtract(line, _spread(builder, offset)))
+            lines.append(subtract(line, spread(builder, offset)))
         for r, line in enumerate(_transpose(builder, lines)):
             target = builder.add(to, builder.mul(row_step, to.type(r)))
-            place = _pointer(context, builder, kinds[5], rows, target)
+            place = point_to(context, builder, kinds[5], rows, target)
             builder.store(line, builder.bitcast(place, line.type.as_pointer()), align=kinds[5].dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -60,50 +45,31 @@ def turn_square(typing, flat, at, step, offsets, first, rows, to, row_step):  # 
     return types.void(flat, index, index, offsets, index, rows, index, index), generate
 
 
-@intrinsic
-def widen_range(typing, values, at, low, high, to):  # type: ignore[no-untyped-def]
-    """Take eight float32 values from ``values[at]`` on into the range from ``low[to]`` and ``high[to]`` on; no NaN."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        values, at, low, high, to = arguments
-        kinds = signature.args
-        new = _load(context, builder, kinds[0], values, at)
-        # not compared and selected: that LLVM makes a masked store of, many times as slow on some processors
-        for kind, bounds, name in ((kinds[2], low, "minnum"), (kinds[3], high, "maxnum")):
-            kind_of = ir.FunctionType(new.type, [new.type] * 2)
-            function = cgutils.get_or_insert_function(builder.module, kind_of, f"llvm.{name}.v{SIDE}f32")
-            old = _load(context, builder, kind, bounds, to)
-            farther = builder.call(function, [new, old], fastmath=("nnan",))
-            place = _pointer(context, builder, kind, bounds, to)
-            builder.store(farther, builder.bitcast(place, farther.type.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    index = types.intp
-    return types.void(values, index, low, high, index), generate
-
-
-def _pointer(context, builder, kind, array, at):  # type: ignore[no-untyped-def]
+def point_to(context, builder, kind, array, at):  # type: ignore[no-untyped-def]
+    """Where the value of number `at` of an array lies."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
 
 
 def _load(context, builder, kind, array, at):  # type: ignore[no-untyped-def]
     """Eight values from ``array[at]`` on."""
-    place = _pointer(context, builder, kind, array, at)
+    place = point_to(context, builder, kind, array, at)
     vector = ir.VectorType(place.type.pointee, SIDE)
     return builder.load(builder.bitcast(place, vector.as_pointer()), align=kind.dtype.bitwidth // 8)
 
 
-def _to_float(builder, line, dtype):  # type: ignore[no-untyped-def]
-    vector = ir.VectorType(FLOAT, SIDE)
+def to_float(builder, line, dtype):  # type: ignore[no-untyped-def]
+    """A vector of the dtype's values in float32."""
+    vector = ir.VectorType(FLOAT, line.type.count)
     if isinstance(dtype, types.Integer):
         return (builder.sitofp if dtype.signed else builder.uitofp)(line, vector)
     return builder.fptrunc(line, vector)
 
 
-def _spread(builder, value):  # type: ignore[no-untyped-def]
-    vector = ir.VectorType(value.type, SIDE)
+def spread(builder, value, n=SIDE):  # type: ignore[no-untyped-def]
+    """A vector of `n` times the value."""
+    vector = ir.VectorType(value.type, n)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, INDEX(0))
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), _numbers([0] * SIDE))
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(INDEX, n), [0] * n))
 
 
 def _transpose(builder, lines):  # type: ignore[no-untyped-def]
@@ -133,7 +99,7 @@ def _make_multiply(n_rows: int, n_centroids: int) -> Any:
             kinds, index = signature.args, row.type
 
             def at(kind, array, start, step, number):  # type: ignore[no-untyped-def]
-                return _pointer(context, builder, kind, array, builder.add(start, builder.mul(step, index(number))))
+                return point_to(context, builder, kind, array, builder.add(start, builder.mul(step, index(number))))
 
             lines = [at(kinds[0], rows, row, row_step, i) for i in range(n_rows)]
             columns = [at(kinds[3], panel, column, width, j) for j in range(n_centroids)]

@@ -355,4 +355,4 @@ def cut_map(
 
 def choose_part_bytes(nbytes: int, *, workers: int, most: int = PART_BYTES) -> int:
     """Return a size of parts that gives every thread several, but none that is hardly worth a call."""
-    return max(min(nbytes // (6 * workers), most), min(LEAST_PART_BYTES, most), 1)
+    return max(min(nbytes // (4 * workers), most), min(LEAST_PART_BYTES, most), 1)
