@@ -44,13 +44,17 @@ class Panel(NamedTuple):
 def arrange_centroids(centroids: np.ndarray, *, blocks: int, width: int) -> Panel:
     """Arrange (k, features) float32 centroids for tiles of `blocks` of `width` features."""
     with _LOCK:
-        return _arrange(centroids.tobytes(), len(centroids), blocks, width, len(centroids) >= ABREAST)
+        return _arrange(_read(centroids), len(centroids), blocks, width, len(centroids) >= ABREAST)
 
 
 def compare_centroids(before: np.ndarray, now: np.ndarray) -> Shift:
     """Return `measure_shift` of (k, features) float32 centroids."""
     with _LOCK:
-        return _compare(before.tobytes(), now.tobytes(), len(now))
+        return _compare(_read(before), _read(now), len(now))
+
+
+def _read(centroids: np.ndarray) -> bytes:
+    return np.asarray(centroids, np.float32).tobytes()
 
 
 @lru_cache(maxsize=1)
