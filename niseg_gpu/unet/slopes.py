@@ -110,12 +110,20 @@ def _pool(x):
 def _slope_of_pool(saved, slope):
     """The first of those that are largest gets it."""
     x, largest = saved
-    left, found = jnp.ones(largest.shape, bool), jnp.zeros(x.shape, slope.dtype)
-    for phase in product((0, 1), repeat=x.ndim - 2):
+    phases = list(product((0, 1), repeat=x.ndim - 2))
+    first = jnp.full(largest.shape, len(phases), jnp.int8)
+    for k, phase in reversed(list(enumerate(phases))):
         place = (slice(None), *(slice(p, None, 2) for p in phase))
-        chosen = left & (x[place] == largest)
-        found, left = found.at[place].set(jnp.where(chosen, slope, 0)), left & ~chosen
-    return (found,)
+        first = jnp.where(x[place] == largest, jnp.int8(k), first)
+    # coarse pixels beside their phases: one pass, where writing phase after phase takes several
+    n, *space, channels = largest.shape
+    coarse = (n, *(length for s in space for length in (s, 1)), channels)
+    fine = (n, *(length for s in space for length in (s, 2)), channels)
+    here = sum(
+        lax.broadcasted_iota(jnp.int8, fine, 2 * axis + 2) << (len(space) - 1 - axis) for axis in range(len(space))
+    )
+    found = jnp.where(first.reshape(coarse) == here, slope.reshape(coarse), jnp.zeros((), slope.dtype))
+    return (found.reshape(x.shape),)
 
 
 pool_largest.defvjp(_pool, _slope_of_pool)
