@@ -190,25 +190,27 @@ class _Training(_Network):
 
     def _learn(self, side: str) -> Ran:
         import jax
-        from jax.sharding import Mesh
+        from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
         from niseg_gpu.unet.layers import Run
         from niseg_gpu.unet.losses import make_loss
-        from niseg_gpu.unet.train import Plan, Schedule, make_step, start_learner
+        from niseg_gpu.unet.train import Plan, Schedule, choose_devices, make_step, share_samples, start_learner
 
         network = {**self.backend.network, "strip_rows": 0}
         run = Run(**network) if side == "ours" else Run(dtype=network["dtype"], phases=False)
         schedule = Schedule(batch=self.batch, learning_rate=RATE, clip_norm=0.0)
         plan = Plan(self.config, SCALE, schedule, make_loss("bce"), self.crop, None, run)
-        device = self.backend.jax_device
+        devices = choose_devices(plan, self.backend) if side == "ours" else [self.backend.jax_device]
+        mesh = Mesh(np.array(devices), ("batch",))
         if side not in self.steps:
-            self.steps[side] = make_step(plan, Mesh(np.array([device]), ("batch",)), self.crop)
-        learner = jax.block_until_ready(jax.device_put(start_learner(plan), device))
+            self.steps[side] = make_step(plan, mesh, self.crop)
+        samples = share_samples(self.samples, mesh)
+        learner = jax.block_until_ready(jax.device_put(start_learner(plan), NamedSharding(mesh, PartitionSpec())))
 
         def work() -> tuple[Any, list[Any]]:
             current, losses = learner, []
             for key in self.keys:
-                current, loss, _ = self.steps[side](current, self.samples, key)
+                current, loss, _ = self.steps[side](current, samples, key)
                 losses.append(loss)
             return current, jax.block_until_ready(losses)
 

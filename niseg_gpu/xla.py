@@ -12,6 +12,11 @@ from typing import Any, NamedTuple
 from niseg_gpu.errors import UserError
 
 SHARE = 0.75  # of a GPU's memory that JAX holds at most, by its own default; arrays always find the rest
+# devices that share a batch wait for each other: XLA ends the program after 40 s, a stopped or crowded one too
+PATIENCE = {
+    "--xla_cpu_collective_call_terminate_timeout_seconds": 10**6,
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 600,
+}
 
 log = logging.getLogger(__name__)
 _found: dict[int, Any] = {}  # devices that JAX was started on, by number
@@ -26,7 +31,7 @@ class Pool(NamedTuple):
 
 
 @cache
-def start_jax(cpu: str) -> Any:
+def start_jax(cpu: str, *, devices: int = 1) -> Any:
     """Import JAX, set up once; what the user has set up already stays.
 
     JAX takes memory as it needs it, and not three quarters of a GPU at once: CuPy works on the same one. Compiled
@@ -36,13 +41,24 @@ def start_jax(cpu: str) -> Any:
     ----------
     cpu : str
         Name of the processor.
+    devices : int
+        Into which JAX parts the processor; what it has begun with stays.
     """
+    given = os.environ.get("XLA_FLAGS", "")
+    if devices > 1:
+        missing = [f"{name}={seconds}" for name, seconds in PATIENCE.items() if name not in given]
+        os.environ["XLA_FLAGS"] = " ".join([*missing, given]).strip()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     folder = cache_folder(cpu)
     if jax.config.jax_compilation_cache_dir is None and folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    if devices > 1 and jax.config.jax_num_cpu_devices < 0 and "host_platform_device_count" not in given:
+        try:
+            jax.config.update("jax_num_cpu_devices", devices)
+        except RuntimeError:
+            log.debug("JAX has begun: the processor stays one device")
     return jax
 
 

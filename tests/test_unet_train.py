@@ -254,7 +254,8 @@ import sys
 from pathlib import Path
 import jax
 from niseg_gpu.pipeline.learn import train_unet
-assert len(jax.devices()) == 2
+number = int(sys.argv[2])
+assert len(jax.devices()) == number
 from niseg_gpu.unet import train
 real, seen = train.count_batch, []
 def count(logits, labels, *rest, **options):
@@ -265,26 +266,64 @@ train_unet(
     Path(sys.argv[1]), simulate="radiograph", simulate_shape=[64, 80], simulate_images=2, robust=True, base_depth=4,
     levels=2, crop=32, steps_per_epoch=3, batch=4, epochs=2, augmentation=False, norm="batch", device="cpu", quiet=True,
 )
-assert seen and max(seen) == 2, seen
+assert seen and set(seen) == {number}, seen  # the validation's too
 """
 
 
-def test_two_devices_learn_what_one_does(tmp_path) -> None:
-    how = {
-        **SMALL, "simulate": "radiograph", "simulate_shape": [64, 80], "simulate_images": 2, "robust": True,
-        "steps_per_epoch": 3, "batch": 4, "norm": "batch",
-    }  # fmt: skip
-    train_unet(tmp_path / "one", **how, epochs=2, augmentation=False)
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+def run_devices(script: str, *arguments: object, devices: int) -> None:
+    """Run a script in a process of its own, where JAX has so many devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, str(tmp_path / "two")],
+        [sys.executable, "-c", script, *map(str, arguments)],
         env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_devices_learn_what_one_does(tmp_path) -> None:
+    for name, number in (("one", 1), ("two", 2)):
+        run_devices(TWO_DEVICES, tmp_path / name, number, devices=number)
     for one, two in zip(*(history_of(tmp_path / f"{n}.training") for n in ("one", "two")), strict=True):
         assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-4)
         # Adam's first steps turn rounding of small slopes into steps of the learning rate
         assert float(one["val_loss"]) == pytest.approx(float(two["val_loss"]), rel=1e-2)
+
+
+SHARING = """
+from dataclasses import replace
+import jax, numpy as np
+from jax.sharding import Mesh
+from niseg_gpu.backend import CPU
+from niseg_gpu.unet.config import UNetConfig
+from niseg_gpu.unet.losses import make_loss
+from niseg_gpu.unet.metrics import count_batch
+from niseg_gpu.unet.normalise import Normalisation
+from niseg_gpu.unet.samples import put_samples
+from niseg_gpu.unet.train import Plan, Schedule, _make_count, choose_devices, evaluate, share_samples, start_learner
+scale = Normalisation(means=(0.0,), scales=(1.0,))
+plan = Plan(UNetConfig(base_depth=4, levels=2), scale, Schedule(batch=6), make_loss("bce"), (32, 32), None)
+assert len(choose_devices(plan, CPU)) == 3  # of 4
+assert len(choose_devices(replace(plan, schedule=Schedule(batch=5)), CPU)) == 1
+assert len(choose_devices(replace(plan, config=UNetConfig(base_depth=64)), CPU)) == 1  # more weights than pixels
+image = np.random.default_rng(0).normal(size=(100, 140)).astype(np.float32)  # 20 windows
+samples = put_samples(
+    [image], [(image > 1).astype(np.uint8)], config=plan.config, normalisation=scale, device=CPU.jax_device
+)
+found = []
+for devices in (jax.devices()[:1], jax.devices()[:3]):
+    mesh = Mesh(np.array(devices), ("batch",))
+    shared = share_samples(samples, mesh)
+    places = [{shard.data.unsafe_buffer_pointer() for shard in part.addressable_shards} for part in shared]
+    assert [len(place) for place in places] == [1, 1, 1], "copied for each part of the processor"
+    learner = jax.device_put(start_learner(plan), shared.images.sharding)
+    found.append(evaluate(plan, learner, shared, count=_make_count(plan, mesh), parts=mesh.size))
+one, three = found
+assert abs(one["loss"] - three["loss"]) < 1e-5 and one["best_f1"] == three["best_f1"], found
+"""
+
+
+def test_parts_of_a_processor_share_batches_and_the_memory_of_images() -> None:
+    run_devices(SHARING, devices=4)
 
 
 def test_a_loss_that_is_no_number_later_keeps_the_epoch_before(tmp_path, monkeypatch) -> None:

@@ -27,6 +27,7 @@ class Cpu(Twin):
     # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
     network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True, "own_slopes": True}
     tile_pixels = {2: 1152**2, 3: 112**3}
+    weights_a_pixel = 64
 
     @property
     def uses(self) -> dict[str, str]:
@@ -217,7 +218,7 @@ class Cpu(Twin):
         """Where JAX computes what lies on this device."""
         from niseg_gpu.xla import start_jax
 
-        return start_jax(cpu_model()).devices("cpu")[0]
+        return start_jax(cpu_model(), devices=count_cores()).devices("cpu")[0]
 
     def to_jax(self, block: np.ndarray) -> Any:
         """The block for JAX on this device."""

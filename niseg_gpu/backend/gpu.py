@@ -35,6 +35,7 @@ class Gpu(Twin):
     sums_changes = False  # a pass waits for the pixels, not for the sums
     network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False, "own_slopes": False}
     tile_pixels = {2: 2048**2, 3: 384**3}
+    weights_a_pixel = None
 
     @property
     def uses(self) -> dict[str, str]:

@@ -151,7 +151,7 @@ def train_unet(
     from niseg_gpu.unet.layers import Run
     from niseg_gpu.unet.normalise import fit_normalisation
     from niseg_gpu.unet.samples import choose_crop, put_samples
-    from niseg_gpu.unet.train import Plan, Schedule, train
+    from niseg_gpu.unet.train import Plan, Schedule, choose_devices, train
 
     check_unet_target(out, overwrite=overwrite)
     folder = out.with_name(f"{out.name}.training")
@@ -212,7 +212,7 @@ def train_unet(
     ahead = Renewed(make, epochs=epochs)
     with ahead, show_progress("epochs", total=epochs, quiet=quiet) as progress:
         found = train(
-            plan, ahead, validation, devices=_devices(backend, batch), folder=folder, record=record, resume=resume,
+            plan, ahead, validation, devices=choose_devices(plan, backend), folder=folder, record=record, resume=resume,
             tell=lambda row: progress(1),
         )  # fmt: skip
     best = found.history[found.best_epoch - 1]
@@ -258,14 +258,6 @@ def _make_loss(name: str, weights: Any, masks: Sequence[np.ndarray], out_classes
         counts = sum(np.bincount(part.ravel().astype(np.int64), minlength=classes) for part in labels)
         weights = median_frequency_weights(counts.tolist())
     return make_loss(name, class_weights=tuple(weights))
-
-
-def _devices(backend: Any, batch: int) -> list[Any]:
-    """All devices of the backend's kind that share a batch evenly."""
-    import jax
-
-    found = jax.devices(backend.jax_device.platform)
-    return found if batch % len(found) == 0 and len(found) > 1 else [backend.jax_device]
 
 
 def _write_history(folder: Path, history: list[dict[str, Any]], *, best_epoch: int) -> None:

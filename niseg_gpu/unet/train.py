@@ -24,7 +24,7 @@ from niseg_gpu.unet.config import UNetConfig
 from niseg_gpu.unet.layers import Run
 from niseg_gpu.unet.losses import Loss
 from niseg_gpu.unet.metrics import Counts, add_counts, count_batch, summarize
-from niseg_gpu.unet.model import apply_network, init_weights
+from niseg_gpu.unet.model import apply_network, count_parameters, init_weights
 from niseg_gpu.unet.normalise import Normalisation, normalise
 from niseg_gpu.unet.samples import Samples, choose_window, cut_windows, draw_samples, list_windows
 
@@ -147,12 +147,12 @@ def train(
         learner, history, best = load_checkpoint(folder, like=learner, record=record)
     mesh = Mesh(np.array(devices), ("batch",))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    learner, validation = jax.device_put((learner, validation), everywhere)
+    learner, validation = jax.device_put(learner, everywhere), share_samples(validation, mesh)
     moves = plan.augmentation is not None and plan.augmentation.moves
-    step, count = None, _make_count(plan)
+    step, count = None, _make_count(plan, mesh)
     stopped = ""
     for epoch in range(len(history) + 1, schedule.epochs + 1):
-        samples = jax.device_put(training(epoch), everywhere)
+        samples = share_samples(training(epoch), mesh)
         step = step or make_step(plan, mesh, choose_window(samples, plan.crop) if moves else plan.crop)
         totals, losses = None, []
         for i in range(schedule.steps_per_epoch):
@@ -164,7 +164,7 @@ def train(
         if not math.isfinite(row["loss"]):
             stopped = f"the loss was {row['loss']} in epoch {epoch}"
             break
-        found = evaluate(plan, learner, validation, count=count)
+        found = evaluate(plan, learner, validation, count=count, parts=mesh.size)
         row |= {f"val_{name}": value for name, value in found.items()}
         history.append(row)
         if best is None or row["val_loss"] < history[best[0] - 1]["val_loss"]:
@@ -177,6 +177,28 @@ def train(
     if best is None:
         raise UserError(f"unet train: {stopped}, before one was finished; take a smaller learning_rate")
     return Trained(*best[1], history, best[0], stopped)
+
+
+def choose_devices(plan: Plan, backend: Any) -> list[Any]:
+    """Devices that share a batch evenly: as many as can, unless the weights are too many for so few pixels.
+
+    Each device holds all weights and works on all of them at the end of a step; those that are parts of one processor
+    do so side by side, for longer than the sharing saves where a network has more than `backend.weights_a_pixel`.
+    """
+    batch, most = plan.schedule.batch, backend.weights_a_pixel
+    weights = sum(count_parameters(plan.config).values())
+    found = jax.devices(backend.jax_device.platform)
+    if most is not None and weights > most * batch * math.prod(plan.crop):
+        found = found[:1]
+    number = max(k for k in range(1, len(found) + 1) if batch % k == 0)
+    return found[:number] if number > 1 else [backend.jax_device]
+
+
+def share_samples(samples: Samples, mesh: Mesh) -> Samples:
+    """Bring images to all devices of a mesh; parts of a processor share the same memory."""
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        samples = jax.tree.map(np.asarray, samples)  # JAX copies its own arrays for each of them, but not NumPy's
+    return jax.device_put(samples, NamedSharding(mesh, PartitionSpec()))
 
 
 def start_learner(plan: Plan) -> Learner:
@@ -211,10 +233,13 @@ def make_step(plan: Plan, mesh: Mesh, window: tuple[int, ...]) -> Callable[..., 
     return step
 
 
-def _make_count(plan: Plan) -> Callable[..., tuple[jax.Array, jax.Array, Counts]]:
+def _make_count(plan: Plan, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array, Counts]]:
+    shared = NamedSharding(mesh, PartitionSpec("batch"))
+
     @jax.jit
     def count(params: Any, state: Any, samples: Samples, places: jax.Array, fresh: jax.Array) -> Any:
-        images, masks, valid = cut_windows(samples, places, fresh, crop=plan.crop)
+        parts = cut_windows(samples, places, fresh, crop=plan.crop)
+        images, masks, valid = jax.lax.with_sharding_constraint(parts, shared)
         images = normalise(images, plan.normalisation)
         logits, _ = apply_network(plan.config, params, state, images, run=plan.run)
         counts = count_batch(logits, masks, valid, output=plan.config.output)
@@ -223,15 +248,20 @@ def _make_count(plan: Plan) -> Callable[..., tuple[jax.Array, jax.Array, Counts]
     return count
 
 
-def evaluate(plan: Plan, learner: Learner, samples: Samples, *, count: Callable[..., Any]) -> dict[str, Any]:
-    """Loss and figures of the running mean of the weights over all pixels of images, each once."""
+def evaluate(
+    plan: Plan, learner: Learner, samples: Samples, *, count: Callable[..., Any], parts: int
+) -> dict[str, Any]:
+    """Loss and figures of the running mean of the weights over all pixels of images, each once.
+
+    A batch is of as many windows as `parts`, the devices that share it, can have equally many of.
+    """
     places, fresh = list_windows(samples, plan.crop)
-    batch = min(plan.schedule.batch, len(places))
+    batch = min(plan.schedule.batch, math.ceil(len(places) / parts) * parts)
     losses, weights, totals = [], [], None
     for start in range(0, len(places), batch):
         some = slice(start, start + batch)
         lacking = batch - len(places[some])  # a batch is always as large; what fills it up counts for nothing
-        where = np.concatenate([places[some], places[:lacking]])
+        where = np.concatenate([places[some], np.resize(places, (lacking, places.shape[1]))])
         first = np.concatenate([fresh[some], np.tile(np.int32(plan.crop), (lacking, 1))])
         loss, weight, counts = count(learner.mean, learner.state, samples, where, first)
         losses.append(float(loss))

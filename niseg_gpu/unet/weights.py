@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from niseg_gpu.backend import cpu_model
+from niseg_gpu.backend import count_cores, cpu_model
 from niseg_gpu.xla import start_jax
 
 
@@ -59,7 +59,7 @@ def read_weights(folder: Path, sums: Mapping[str, str]) -> dict[str, dict[str, A
 
 def _start_orbax() -> Any:
     """Import Orbax; it has JAX look for devices, so JAX must have been set up: else it takes most of a GPU's memory."""
-    start_jax(cpu_model())
+    start_jax(cpu_model(), devices=count_cores())
     import orbax.checkpoint as ocp
 
     return ocp
