@@ -6,6 +6,7 @@ Every function takes one block (NumPy or CuPy) first and gives a block of the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -39,11 +40,17 @@ def overlap_correct(
     (N, ...) float32 array
         Where a pixel has fired in every trigger, its live fraction is held at one trigger, and counted.
 
+    Raises
+    ------
+    UserError
+        Windows that are not all bins, one after another, or without a number of triggers each.
+
     References
     ----------
     Tremsin et al., J. Instrum. 9 (2014) C05026, 10.1088/1748-0221/9/05/C05026.
     """
     backend = backend_of(counts)
+    _check_windows(windows, shutter_counts, n_bins=len(counts))
     out = backend.xp.empty(counts.shape, dtype=backend.xp.float32)
     for (first, last), triggers in zip(windows, shutter_counts, strict=True):
         scale = 1 / triggers if per_trigger else 1.0
@@ -52,6 +59,23 @@ def overlap_correct(
             "values of pixels that had fired in every trigger of their shutter window (held at one live trigger)", spent
         )
     return out
+
+
+def _check_windows(windows: Sequence[tuple[int, int]], shutter_counts: Sequence[int], *, n_bins: int) -> None:
+    """Refuse windows that leave a bin out, or count one twice."""
+    ends = [-1, *(int(last) for _, last in windows)]
+    follow = [int(first) for first, _ in windows] == [end + 1 for end in ends[:-1]]
+    if not follow or ends[-1] != n_bins - 1 or any(b <= a for a, b in pairwise(ends)):
+        told = ", ".join(f"{first} to {last}" for first, last in windows)
+        raise UserError(
+            f"overlap_correct got shutter windows of the bins {told or 'none'}; needed: windows one after another that "
+            f"have all bins, 0 to {n_bins - 1}"
+        )
+    if len(shutter_counts) != len(windows) or any(triggers <= 0 for triggers in shutter_counts):
+        raise UserError(
+            f"overlap_correct got triggers {list(shutter_counts)} for {len(windows)} shutter windows; needed: a number "
+            "above 0 for each"
+        )
 
 
 def fit_overlap_correct(before: Any, *, per_trigger: bool = False) -> dict[str, Any]:

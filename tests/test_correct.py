@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from niseg_gpu import correct
 from niseg_gpu.backend import CPU, TWINS, Cpu
+from niseg_gpu.errors import UserError
 from niseg_gpu.findings import collect
 
 
@@ -44,6 +45,25 @@ def test_overlap_correction_is_the_formula_window_by_window(backend) -> None:
     np.testing.assert_allclose(found, reference_overlap(counts, windows, triggers), rtol=1e-5)
     rate = correct.overlap_correct(on_device, windows=windows, shutter_counts=triggers, per_trigger=True)
     np.testing.assert_allclose(backend.to_host(rate)[12:] * 1800, found[12:], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("windows", "triggers", "complaint"),
+    [
+        ([(0, 2), (4, 5)], [10, 10], "needed: windows one after another that have all bins, 0 to 5"),
+        ([(0, 2), (2, 5)], [10, 10], "of the bins 0 to 2, 2 to 5"),
+        ([(0, 4)], [10], "of the bins 0 to 4"),
+        ([(0, 6)], [10], "of the bins 0 to 6"),
+        ([(1, 5)], [10], "of the bins 1 to 5"),
+        ([(0, 5), (6, 5)], [10, 10], "of the bins 0 to 5, 6 to 5"),
+        ([], [], "of the bins none"),
+        ([(0, 2), (3, 5)], [10], "needed: a number above 0 for each"),
+        ([(0, 5)], [0], "needed: a number above 0 for each"),
+    ],
+)
+def test_windows_that_are_not_all_bins_are_refused(windows, triggers, complaint) -> None:
+    with pytest.raises(UserError, match=complaint):
+        correct.overlap_correct(np.ones((6, 2, 2), np.int16), windows=windows, shutter_counts=triggers)
 
 
 def test_a_pixel_that_fired_in_every_trigger_is_held_and_counted() -> None:

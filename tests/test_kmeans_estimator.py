@@ -128,6 +128,17 @@ def test_parts_far_smaller_than_the_data_give_the_same(monkeypatch) -> None:
         assert bytes_of(KMeans(7, init=start).fit(data)) == bytes_of(whole)
 
 
+@pytest.mark.parametrize("k", [2, 12])  # both arrangements of centroids
+def test_values_beyond_their_squares_are_refused_and_those_below_clustered(k: int) -> None:
+    data = clustered(400, 20)
+    data /= np.abs(data - (data.min(axis=0) / 2 + data.max(axis=0) / 2)).max()
+    most = np.sqrt(float(np.finfo(np.float32).max) / 8 / 20)
+    with pytest.raises(UserError, match="whose squares float32 does not hold; allowed: up to 1.46e"):
+        KMeans(k, random_state=0).fit(data * np.float32(1.01 * most))
+    found, usual = (KMeans(k, random_state=0).fit(data * np.float32(2.0**n)) for n in (60, 0))
+    assert 2.0**60 < most and found.labels_.tobytes() == usual.labels_.tobytes()
+
+
 def test_only_pixels_that_stay_in_memory_are_remembered() -> None:
     data = clustered(features=90)
     lazy = da.from_array(data, chunks=(250, -1))

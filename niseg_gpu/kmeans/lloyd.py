@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from niseg_gpu.errors import UserError
 from niseg_gpu.kernels.exact import Sums, choose_quantum
 from niseg_gpu.kmeans.points import Part
 
 UNLABELLED = np.iinfo(np.int32).max  # before the first pass: no label is that, so every label is seen to change
 BLOCK_ROWS = 1024
+FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,23 @@ class Fit:
 
 
 def measure_points(points: Any) -> Measure:
-    """Find the pixels with data, their mean and spread, in three passes; pixels without are labelled -1."""
+    """Find the pixels with data, their mean and spread, in three passes; pixels without are labelled -1.
+
+    Raises
+    ------
+    UserError
+        Values too large for their squares.
+    """
     n, low, high, whole = points.each(mark_valid, merge=_merge_bounds)
     if n == 0:
         return Measure(0, np.zeros(points.n_features, np.float32), 0.0, 0.0, 0.0)
     centre = (low / 2 + high / 2).astype(np.float32)
+    farthest, allowed = _reach(centre, low, high), math.sqrt(FLOAT_MAX / 8 / points.n_features)
+    if farthest > allowed:  # from centroids too, which lie among the pixels
+        raise UserError(
+            f"kmeans got values {farthest:.3g} from their middle, whose squares float32 does not hold; allowed: up to "
+            f"{allowed:.3g} for {points.n_features} features; divide the data by something"
+        )
     sums, _ = _sum_about(points, centre, n, low, high)
     mean = (centre + sums / n).astype(np.float32)
     mean = np.rint(mean) if whole else mean
