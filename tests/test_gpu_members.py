@@ -14,10 +14,11 @@ from niseg_gpu.backend import CPU, Cpu, Gpu
 
 LIBRARY = Cpu("library")
 ELSEWHERE = {  # and in which file
-    "name, threads, keeps_rows, has_bus, sums_changes": "they are no calls",
+    "name, threads, keeps_rows, has_bus, sums_changes, weights_a_pixel": "they are no calls",
     "network, tile_pixels, jax_device": "test_gpu_steps.py, test_unet_predict.py",
     "uses, why_no_own": "test_backend_choose.py",
-    "xp": "all of these",
+    "xp, synchronize": "all of these",
+    "empty_rows": "that of write_spectra",
     "clean_spots, replace_spots, correct_window": "test_gpu_steps.py, test_spots.py",
     "read_budget, make_room, free_bytes, count_memory": "test_backend_budget.py",
     "run_lloyd, assign_and_sum": "test_gpu_clusters.py",

@@ -155,12 +155,18 @@ def test_strengths_follow_the_power_law():
     assert n_above[0] / 200_000 == pytest.approx(expect_marked(np.array([100.0]), **limits), rel=0.02)
 
 
-@pytest.mark.parametrize("out", ["taken", "nowhere/run"])
+@pytest.mark.parametrize("out", ["taken", "file/run"])
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path, out):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(UserError, match=r"exists|can't write"):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"exists|can't be made"):
         simulate_radiograph(tmp_path / out, **SMALL)
-    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+    assert {p.name for p in tmp_path.iterdir()} == {"taken", "file"}
+
+
+def test_folders_above_are_made(tmp_path):
+    simulate_radiograph(tmp_path / "beam_time" / "run", **SMALL)
+    assert (tmp_path / "beam_time" / "run" / "truth" / "simulation.json").is_file()
 
 
 def test_nothing_is_left_of_a_failed_run(tmp_path, monkeypatch):
