@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit
 
+from niseg_gpu.kernels import lloyd
 from niseg_gpu.kernels import panel as panel_module
 from niseg_gpu.kernels.lloyd import assign_and_sum_cpu, find_nearest_of_tile
 from niseg_gpu.kernels.margins import LEAD, REST, choose_pixels, make_margins, measure_shift
@@ -84,6 +86,18 @@ def score_pixels(pixels: np.ndarray, centroids: np.ndarray, *, abreast: bool) ->
     rest = panel.values, panel.abreast, k, panel.norms, products, found, scores
     find_nearest_of_tile(tile, 0, 24, pixels.shape[1], *rest)
     return found, products, scores, panel.doubt
+
+
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_kernels_that_hold_no_arrays_make_none(layout: str) -> None:
+    """One of their own would be given back, and be written to, while another thread has it."""
+    pixels = np.asarray(np.ones((50, 40), np.float32), order=layout)
+    assign_and_sum_cpu(pixels, centroids=pixels[:2], mean=pixels[0], quantum=1.0, labels=np.zeros(50, np.int32))
+    kernel = lloyd._assign_rows if layout == "C" else lloyd._assign_frames
+    anew = njit(kernel.py_func)  # what comes from the cache cannot be looked at
+    anew.compile(kernel.signatures[0])
+    (text,) = anew.inspect_llvm().values()
+    assert kernel.py_func.__name__ in text and "NRT_MemInfo_alloc" not in text and "NRT_Allocate" not in text
 
 
 def test_far_clusters_are_read_once() -> None:

@@ -10,11 +10,11 @@ a power of two so chosen that no sum needs more than 52 bit; then the order of a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from niseg_gpu.kernels.compiled import compiled, inline
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.kernels.exact import Sums
 from niseg_gpu.kernels.margins import (
     MARGINS,
@@ -137,28 +137,67 @@ def _settle(tile, first, rows, numbers, start, nearest, magic, labels, only_chan
     return moved
 
 
-@inline
-def _make_room(n):  # type: ignore[no-untyped-def]
-    """Room for what is found of a few pixels: products with `n` centroids, the nearest, two scores, and margins."""
+class Room(NamedTuple):
+    """For what is found of a few pixels.
+
+    Made before the kernels are called, for these hold no array: one that they made themselves would be given back, and
+    to another thread, once they had seen it last.
+
+    Attributes
+    ----------
+    products : (few, n) float32 array
+    nearest : (few,) int32 array
+    scores : (2, few) float32 array
+    notes : (2, few) float64 array
+        Of margins.
+    numbers : (rows of a tile,) int32 array
+        0, 1, 2, ...
+    """
+
+    products: np.ndarray
+    nearest: np.ndarray
+    scores: np.ndarray
+    notes: np.ndarray
+    numbers: np.ndarray
+
+
+def _make_room(n: int, tile_rows: int) -> Room:
     few = LEAST_ROWS
-    return np.zeros((few, n), np.float32), np.zeros(few, np.int32), np.zeros((2, few), np.float32), np.zeros((2, few))
+    return Room(
+        np.zeros((few, n), np.float32),
+        np.zeros(few, np.int32),
+        np.zeros((2, few), np.float32),
+        np.zeros((2, few)),
+        np.arange(tile_rows, dtype=np.int32),
+    )
 
 
 @compiled
 def _assign_frames(
-    flat, row_step, feature_step, mean, panel, abreast, norms, k, magic, labels, only_changes, sums, sizes, tile
+    flat,
+    row_step,
+    feature_step,
+    mean,
+    panel,
+    abreast,
+    norms,
+    k,
+    magic,
+    labels,
+    only_changes,
+    sums,
+    sizes,
+    tile,
+    products,
+    nearest,
+    scores,
+    numbers,
 ):  # type: ignore[no-untyped-def]
     """Pixels whose features lie apart: whole tiles of them, one after another."""
-    room, numbers, n, features, moved = (
-        _make_room(norms.size),
-        np.arange(tile.shape[1], dtype=np.int32),
-        labels.size,
-        mean.size,
-        0,
-    )
-    products, nearest, scores = bare(room[0]), bare(room[1]), bare(room[2])
+    n, features, moved = labels.size, mean.size, 0
     flat, mean, panel, norms, labels, sums = bare(flat), bare(mean), bare(panel), bare(norms), bare(labels), bare(sums)
-    sizes, tile = bare(sizes), bare(tile)
+    sizes, tile, numbers = bare(sizes), bare(tile), bare(numbers)
+    products, nearest, scores = bare(products), bare(nearest), bare(scores)
     for start in range(0, n, tile.shape[1]):
         rows = min(tile.shape[1], n - start)
         gather_rows(flat, start * row_step, row_step, feature_step, rows, mean, tile)
@@ -185,13 +224,17 @@ def _assign_rows(
     sums,
     sizes,
     tile,
+    products,
+    nearest,
+    scores,
+    notes,
     wanted,
     margins,
     doubt,
 ):  # type: ignore[no-untyped-def]
     """Pixels whose features lie together: those wanted, wherever they are."""
-    room, n, features, moved = _make_room(norms.size), wanted.size, mean.size, 0
-    products, nearest, scores, notes = bare(room[0]), bare(room[1]), bare(room[2]), bare(room[3])
+    n, features, moved = wanted.size, mean.size, 0
+    products, nearest, scores, notes = bare(products), bare(nearest), bare(scores), bare(notes)
     flat, mean, panel, norms, labels, sums = bare(flat), bare(mean), bare(panel), bare(norms), bare(labels), bare(sums)
     sizes, tile, wanted, margins = bare(sizes), bare(tile), bare(wanted), bare(margins)
     for start in range(0, n, LEAST_ROWS):
@@ -246,13 +289,14 @@ def assign_and_sum_cpu(
     sums, sizes = aligned_zeros((k, blocks, width), np.float64), np.zeros(k, np.int64)
     panel = arrange_centroids(centroids, blocks=blocks, width=width)
     memory = {} if memory is None else memory
+    room = _make_room(panel.norms.size, tile.shape[1])
     how = mean, *panel[:3], k, magic_of(quantum), labels, before is not None, sums, sizes, tile
     if by_rows:
         wanted, margins = _choose(pixels, steps, centroids, labels, before, memory, panel.doubt)
-        moved = _assign_rows(flat, steps[0], *how, wanted, margins, tuple(panel.doubt))
+        moved = _assign_rows(flat, steps[0], *how, *room[:4], wanted, margins, tuple(panel.doubt))
     else:
         memory.clear()
-        moved = _assign_frames(flat, *steps, *how)
+        moved = _assign_frames(flat, *steps, *how, *room[:3], room.numbers)
     return Sums(sums.reshape(k, -1)[:, :features], sizes, int(moved))
 
 

@@ -46,7 +46,10 @@ def _loop(builder, end, step):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def bare(typing, array):  # type: ignore[no-untyped-def]
-    """The same array, held by the caller alone: the holds that calls and views take on it then cost next to nothing."""
+    """The same array, held by the caller alone: the holds that calls and views take on it then cost next to nothing.
+
+    Of arguments only. What a function has made itself it gives back after its last use by name, before that by this.
+    """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         view = context.make_array(signature.args[0])(context, builder, arguments[0])
