@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from niseg_gpu.backend import CPU
 from niseg_gpu.io import ahead
 from niseg_gpu.io.ahead import read_ahead
 
@@ -62,8 +63,7 @@ def test_nothing_is_announced_where_it_would_fill_the_memory(
     drop(files)
     if sum(map(count_cached, files)):
         pytest.skip("this file system keeps files in memory only")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(ahead, "SHARE", (5 * 2**18 - 1) / memory)
+    monkeypatch.setattr(ahead, "SHARE", (5 * 2**18 - 1) / CPU.count_memory())
     assert read_ahead(map(str, files)) == 0
     time.sleep(0.2)
     assert sum(map(count_cached, files)) == 0

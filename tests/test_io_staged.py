@@ -103,3 +103,14 @@ def test_what_a_killed_process_left_is_swept_and_what_others_make_is_kept(tmp_pa
     with staged(path) as partial:  # now there is a result, and what it replaced once is of no more use
         make(partial, "folder", "newer")
     assert {*os.listdir(tmp_path)} == {"result", running, elsewhere, f"{place}notes"} and read(path) == "newer"
+
+
+def test_a_folder_that_cannot_be_listed_can_be_written_to(tmp_path: Path, monkeypatch) -> None:
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        with staged(tmp_path / "result") as partial:
+            make(partial, "file", "new")
+    assert read(tmp_path / "result") == "new"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from niseg_gpu.backend import CPU
+
 SHARE = 0.25  # of the machine's memory: more would push out what was read before it was used
 
 
@@ -27,7 +29,7 @@ def read_ahead(files: Iterable[str]) -> int:
         return 0
     sizes = {name: os.path.getsize(name) for name in files if os.path.isfile(name)}
     total = sum(sizes.values())
-    if total > SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if total > SHARE * CPU.count_memory():
         return 0
     announced = 0
     for name, size in sizes.items():

@@ -53,10 +53,13 @@ def _tell_place() -> str:
 
 def _remove_left(path: Path) -> None:
     """Remove what processes that were killed have left beside `path`; those of other machines can't be asked."""
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:  # not made yet, or one may write there but not look
+        return
     for kind in ("partial", "old") if os.path.lexists(path) else ("partial",):  # else the old one is all there is
         start = f".{path.name}.{kind}-{_tell_place()}-"
-        left = os.listdir(path.parent) if path.parent.is_dir() else []
-        for name in left:
+        for name in beside:
             number = name.removeprefix(start)
             if name.startswith(start) and number.isdecimal() and not _is_running(int(number)):
                 _remove(path.with_name(name))
