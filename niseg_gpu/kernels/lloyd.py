@@ -174,25 +174,9 @@ def _make_room(n: int, tile_rows: int) -> Room:
 
 @compiled
 def _assign_frames(
-    flat,
-    row_step,
-    feature_step,
-    mean,
-    panel,
-    abreast,
-    norms,
-    k,
-    magic,
-    labels,
-    only_changes,
-    sums,
-    sizes,
-    tile,
-    products,
-    nearest,
-    scores,
-    numbers,
-):  # type: ignore[no-untyped-def]
+    flat, row_step, feature_step, mean, panel, abreast, norms, k, magic, labels, only_changes, sums, sizes, tile,
+    products, nearest, scores, numbers,
+):  # type: ignore[no-untyped-def]  # fmt: skip
     """Pixels whose features lie apart: whole tiles of them, one after another."""
     n, features, moved = labels.size, mean.size, 0
     flat, mean, panel, norms, labels, sums = bare(flat), bare(mean), bare(panel), bare(norms), bare(labels), bare(sums)
@@ -211,27 +195,9 @@ def _assign_frames(
 
 @compiled
 def _assign_rows(
-    flat,
-    row_step,
-    mean,
-    panel,
-    abreast,
-    norms,
-    k,
-    magic,
-    labels,
-    only_changes,
-    sums,
-    sizes,
-    tile,
-    products,
-    nearest,
-    scores,
-    notes,
-    wanted,
-    margins,
-    doubt,
-):  # type: ignore[no-untyped-def]
+    flat, row_step, mean, panel, abreast, norms, k, magic, labels, only_changes, sums, sizes, tile,
+    products, nearest, scores, notes, wanted, margins, doubt,
+):  # type: ignore[no-untyped-def]  # fmt: skip
     """Pixels whose features lie together: those wanted, wherever they are."""
     n, features, moved = wanted.size, mean.size, 0
     products, nearest, scores, notes = bare(products), bare(nearest), bare(scores), bare(notes)
