@@ -16,7 +16,7 @@ from niseg_gpu.kmeans.sweep import count_times_read, gather_rows, is_wrapped
 
 log = logging.getLogger(__name__)
 
-SPARE = 0.1  # of the budget, for what is small
+SPARE = 0.35  # of the budget, for what is small, and what the allocator keeps for threads of readers
 LABEL_BYTES = 4  # of a pixel
 MEMORY_SHARE = 0.05  # of what is kept, for what a pass leaves for the next one
 OFTEN = 1.5  # reads of each value in a pass: from there on it is worth to gather the array once
