@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.pages import keep_pages
 from niseg_gpu.unet.augment import augment
 from niseg_gpu.unet.augmentation import Augmentation
 from niseg_gpu.unet.checkpoint import load_checkpoint, save_checkpoint
@@ -151,29 +152,30 @@ def train(
     moves = plan.augmentation is not None and plan.augmentation.moves
     step, count = None, _make_count(plan, mesh)
     stopped = ""
-    for epoch in range(len(history) + 1, schedule.epochs + 1):
-        samples = share_samples(training(epoch), mesh)
-        step = step or make_step(plan, mesh, choose_window(samples, plan.crop) if moves else plan.crop)
-        totals, losses = None, []
-        for i in range(schedule.steps_per_epoch):
-            key = jax.random.fold_in(jax.random.key(schedule.seed), (epoch - 1) * schedule.steps_per_epoch + i)
-            learner, loss, counts = step(learner, samples, key)
-            losses.append(loss)
-            totals = add_counts(totals, counts)
-        row = {"epoch": epoch, "loss": float(np.mean([float(v) for v in losses])), **summarize(totals)}
-        if not math.isfinite(row["loss"]):
-            stopped = f"the loss was {row['loss']} in epoch {epoch}"
-            break
-        found = evaluate(plan, learner, validation, count=count, parts=mesh.size)
-        row |= {f"val_{name}": value for name, value in found.items()}
-        history.append(row)
-        if best is None or row["val_loss"] < history[best[0] - 1]["val_loss"]:
-            best = (epoch, jax.device_get((learner.mean, learner.state)))
-        save_checkpoint(folder, learner=jax.device_get(learner), history=history, best=best, record=record)
-        tell(row)
-        if schedule.patience and epoch - best[0] >= schedule.patience:
-            stopped = f"no smaller validation loss since epoch {best[0]}"
-            break
+    with keep_pages():  # the room of a step is that of the next
+        for epoch in range(len(history) + 1, schedule.epochs + 1):
+            samples = share_samples(training(epoch), mesh)
+            step = step or make_step(plan, mesh, choose_window(samples, plan.crop) if moves else plan.crop)
+            totals, losses = None, []
+            for i in range(schedule.steps_per_epoch):
+                key = jax.random.fold_in(jax.random.key(schedule.seed), (epoch - 1) * schedule.steps_per_epoch + i)
+                learner, loss, counts = step(learner, samples, key)
+                losses.append(loss)
+                totals = add_counts(totals, counts)
+            row = {"epoch": epoch, "loss": float(np.mean([float(v) for v in losses])), **summarize(totals)}
+            if not math.isfinite(row["loss"]):
+                stopped = f"the loss was {row['loss']} in epoch {epoch}"
+                break
+            found = evaluate(plan, learner, validation, count=count, parts=mesh.size)
+            row |= {f"val_{name}": value for name, value in found.items()}
+            history.append(row)
+            if best is None or row["val_loss"] < history[best[0] - 1]["val_loss"]:
+                best = (epoch, jax.device_get((learner.mean, learner.state)))
+            save_checkpoint(folder, learner=jax.device_get(learner), history=history, best=best, record=record)
+            tell(row)
+            if schedule.patience and epoch - best[0] >= schedule.patience:
+                stopped = f"no smaller validation loss since epoch {best[0]}"
+                break
     if best is None:
         raise UserError(f"unet train: {stopped}, before one was finished; take a smaller learning_rate")
     return Trained(*best[1], history, best[0], stopped)
