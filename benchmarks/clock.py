@@ -166,10 +166,11 @@ def is_late(ran: Ran) -> bool:
 
 def find_fault(ran: Ran, *, device: Any) -> str:
     """Say why the seconds of a run mean nothing, or nothing; `device` is the one that the row names."""
-    if device.name == "gpu" and is_late(ran):
-        return f"the clock was read {ran.late_s:.2g} s before the gpu was done"
-    if device.name == "gpu" and not ran.waited:
-        return "the clock was read without waiting for the gpu"
+    late = f"{ran.late_s:.2g} s before the gpu was done" if is_late(ran) else ""
+    if device.name == "gpu" and not ran.waited:  # a busy host makes it look late where it isn't: this comes first
+        return f"the clock was read without waiting for the gpu {late}".rstrip()
+    if device.name == "gpu" and late:
+        return f"the clock was read {late}"
     if ran.ran_on and ran.ran_on != device.name:
         return f"a row of the {device.name}, but it ran on the {ran.ran_on}"
     if device.name == "gpu" and not ran.ran_on:
