@@ -13,6 +13,7 @@ from typing import Any
 
 from niseg_gpu.backend import why_no_gpu
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.staged import staged
 
 from .clock import DEVICES
 from .limits import measure_limits
@@ -43,7 +44,7 @@ def run_command(
     stored : path, optional
         Measure nothing and show this file, which an earlier run wrote as `json_file`.
     json_file, markdown, picture : path, optional
-        Files to write: the rows, the table, and what `roofline.draw_roofline` draws.
+        Files to write: the rows, after each benchmark those so far; the table; what `roofline.draw_roofline` draws.
     quiet : bool
         Print no table and no progress.
     **how
@@ -62,10 +63,11 @@ def run_command(
     for flag, path in {"--json": json_file, "--markdown": markdown, "--picture": picture}.items():
         if path and not path.absolute().parent.is_dir():
             raise UserError(f"{flag} {path}: its folder does not exist; make it first")
-    record = read_record(stored) if stored else measure(names, quiet=quiet, **how)
+    for record in [read_record(stored)] if stored else measure(names, quiet=quiet, **how):
+        if json_file:  # after each benchmark: a run of hours that is stopped keeps what it measured
+            with staged(json_file) as partial:
+                partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     table = format_table(record)
-    if json_file:
-        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if markdown:
         markdown.write_text(table + "\n", encoding="utf-8")
     if picture:
@@ -96,8 +98,8 @@ def measure(
     kernels: str = "auto",
     data: str | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
-    """Run what the names say on each device and return the record, ready for JSON.
+) -> Iterator[dict[str, Any]]:
+    """Run what the names say on each device; after each benchmark give the record so far, ready for JSON.
 
     Parameters
     ----------
@@ -131,7 +133,7 @@ def measure(
                 if not quiet:
                     print(f"{name_benchmark(kind)} ...", file=sys.stderr)
                 record["rows"] += run_benchmark(kind, **how)
-    return record
+                yield record
 
 
 def choose_devices(device: str | None) -> list[str]:

@@ -143,6 +143,22 @@ class Planted:
         np.testing.assert_array_equal(output, expected)
 
 
+def test_what_was_measured_before_a_stop_is_kept(monkeypatch, tmp_path):
+    class Right(Planted):
+        time_wrong = time_broken = None
+
+    class Stopped(Right):
+        def setup(self, size):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "find_benchmarks", lambda names: [Right, Stopped])
+    assert bench("--seconds", 0, "--json", tmp_path / "rows.json") == 130
+    found = runner.read_record(tmp_path / "rows.json")
+    assert [row["side"] for row in found["rows"]] == ["right", "as_right"]
+    assert table.format_table(found)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
 def test_no_time_for_a_wrong_answer(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(runner, "find_benchmarks", lambda names: [Planted])
     assert bench("--seconds", 0, "--json", tmp_path / "rows.json") == 1
