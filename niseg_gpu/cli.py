@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the user must mend something (one line); 1 a fault of our
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import logging
 import sys
@@ -19,7 +20,7 @@ from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
 from niseg_gpu.cli_unet import add_unet
 from niseg_gpu.errors import UserError, suggest
 
-MANY_OBJECTS = 50_000  # between two searches for cycles: the libraries make 200,000 while they are imported
+MANY_OBJECTS = 250_000  # between two searches for cycles: the libraries make 200,000 while they are imported
 EPILOG = "Every command explains itself with --help."
 
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     logging.captureWarnings(True)
     gc.set_threshold(MANY_OBJECTS)
+    atexit.register(gc.freeze)  # or Python takes down object after object what the system frees at once: most of 1 s
     complaint = ""
     try:
         options = build_parser().parse_args(argv)
