@@ -278,6 +278,15 @@ def style(ax: Any, theme: Theme, label: str | None) -> None:
         spine.set_linewidth(0.6)
 
 
+def load_libraries() -> None:
+    """Import what pictures are drawn with, which takes as long as to draw some."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    from PIL import Image
+
+    Image.preinit()
+
+
 def render(draw: Callable[[Any, Theme], Sequence[Any] | None], width_in: float, height_in: float) -> Picture:
     """Draw a picture for a light and for a dark page.
 

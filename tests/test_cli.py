@@ -293,3 +293,12 @@ def test_the_demo_is_the_whole_main_job(niseg, tmp_path: Path, monkeypatch) -> N
     assert status == 2 and "exists" in err
     assert niseg("run", out / "pipeline.yaml", "--out", tmp_path / "again", "--quiet")[0] == 0
     assert niseg("demo", "--out", out, "--overwrite", "--quiet") == (0, "", "")
+
+
+def test_objects_are_left_to_the_system_at_the_end():
+    code = (
+        "import atexit, gc; from niseg_gpu.cli import main; "
+        "atexit.register(lambda: print('frozen', gc.get_freeze_count())); main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split("frozen ")[1]) > 10_000

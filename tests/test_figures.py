@@ -1,5 +1,8 @@
 """Arithmetic under the pictures: shrinking keeps what matters, limits, palette."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,3 +78,23 @@ def test_any_shape_and_constant_values_can_be_drawn(shape):
     figures.draw_spots(np.full(shape, 1000, np.uint32), label="times replaced")
     figures.draw_histogram(image.ravel(), label="counts")
     figures.draw_labels(np.full(shape, 255, np.uint8), n_clusters=2, no_data=255)
+
+
+DRAW = """
+import sys
+from niseg_gpu import figures
+
+def draw(figure, theme):
+    figure.add_subplot().plot([0, 1], [2, 3], label="a")
+
+assert not {"matplotlib", "PIL"} & set(sys.modules)
+figures.load_libraries()
+known = set(sys.modules)
+figures.render(draw, 3, 2)
+print([name for name in set(sys.modules) - known if name.split(".")[0] in ("matplotlib", "PIL")])
+"""
+
+
+def test_what_pictures_need_is_loaded_beforehand():
+    done = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = F
     Path
         The folder: ``result.zarr``, ``report.html``, ``preview/``, ``run.json``, ``log.txt``.
     """
+    from niseg_gpu.figures import load_libraries
     from niseg_gpu.report import write_report
 
     started, out = datetime.now(UTC).astimezone(), Path(pipeline.output.path)
@@ -130,6 +132,8 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = F
             session.engine.backend.name,
             session.reason,
         )
+        # beside the blocks, which leave the interpreter to others most of the time
+        threading.Thread(target=load_libraries, daemon=True).start()
         results = write_results(session, folder, quiet=quiet)
         with session.clock.timing("report", 0):
             record = _record(session, results, started=started.isoformat(timespec="seconds"))
