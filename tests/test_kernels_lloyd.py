@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.kernels import lloyd_xp
-from niseg_gpu.kernels import panel as panel_module
 from niseg_gpu.kernels.exact import BITS, Sums, choose_quantum
 
 DTYPES = ("float32", "uint16", "int16", "float64", "int32", ">i2")
@@ -75,11 +74,22 @@ def test_cuts_and_layout_are_not_seen_in_the_result(data) -> None:
             assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
 
 
+def lay_out(pixels: np.ndarray, before: int | None) -> np.ndarray:
+    """The same as rows, or as frames so many values behind where an array begins, each with more pixels behind."""
+    if before is None:
+        return pixels
+    n, features = pixels.shape
+    frames = np.zeros(before + features * (n + 3), pixels.dtype)[before:].reshape(features, n + 3)[:, :n]
+    frames[...] = pixels.T
+    return frames.T
+
+
 @given(st.data())
 def test_sums_of_changes_lead_to_the_sums_of_all(data) -> None:
     n, features, k = (data.draw(st.integers(1, most)) for most in (300, 300, 9))
     pixels = make_pixels(n, features, dtype=data.draw(st.sampled_from(DTYPES)), seed=data.draw(st.integers(0, 9)))
     pixels = pixels * np.float32(np.pi) if pixels.dtype == np.float32 else pixels
+    pixels = lay_out(pixels, data.draw(st.sampled_from([None, 0, 1, 5, 16])))
     centroids, mean = start_of(pixels, k)
     how = {"mean": mean, "quantum": choose_quantum(float(np.abs(pixels.astype(np.float32) - mean).max()), n)}
     labels, again = np.full((2, n), 99, np.int32)
@@ -99,7 +109,7 @@ def test_sums_of_changes_lead_to_the_sums_of_all(data) -> None:
 @settings(max_examples=40)
 @given(st.data())
 def test_any_size_gives_what_plain_numpy_gives(data) -> None:
-    """On either side of the number of centroids from which on they lie side by side."""
+    """Whole fours of centroids and what is left over, whole runs of features and not."""
     n, features, k = (data.draw(st.integers(1, most)) for most in (150, 700, 300))
     k, dtype = min(k, n), data.draw(st.sampled_from(["float32", "uint16", "int16", "uint8"]))
     pixels = make_pixels(n, features, dtype=dtype, seed=data.draw(st.integers(0, 9)))
@@ -118,9 +128,7 @@ def test_any_size_gives_what_plain_numpy_gives(data) -> None:
         np.testing.assert_array_equal(sizes, np.bincount(labels, minlength=k))
 
 
-@pytest.mark.parametrize("least", [1, 2**31], ids=["side by side", "one by one"])
-def test_changes_and_layouts_agree_whichever_way_centroids_lie(least: int, monkeypatch) -> None:
-    monkeypatch.setattr(panel_module, "ABREAST", least)
+def test_changes_and_layouts_agree_with_many_centroids() -> None:
     pixels = make_pixels(700, 130) * np.float32(np.pi)
     centroids, mean = start_of(pixels, 37)
     quantum, before, memory, sums = choose_quantum(1000.0, 700), None, {}, np.zeros(centroids.shape)
@@ -220,6 +228,27 @@ def test_bounds_moments_and_distances_agree(dtype, monkeypatch) -> None:
     assert distances[0, 0] == distances[1, 100] == 0
     expected = lloyd_xp.measure_distances_xp(pixels, points=points, mean=centre, xp=np)
     np.testing.assert_allclose(distances[:, ours.valid], expected[:, ours.valid], rtol=1e-5)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_layouts_are_not_seen_in_bounds_and_moments(data) -> None:
+    n, features = data.draw(st.integers(1, 700)), data.draw(st.sampled_from([1, 7, 8, 50, 767, 769, 1600]))
+    pixels = make_pixels(n, features, dtype=data.draw(st.sampled_from(["float32", "uint16", "int16"])))
+    if pixels.dtype == np.float32:
+        pixels *= np.float32(np.pi)
+        lost = data.draw(st.lists(st.integers(0, n - 1), max_size=5))
+        pixels[lost, data.draw(st.integers(0, features - 1))] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+        if data.draw(st.booleans()):
+            pixels[: n // 2, 0] = np.nan  # whole tiles
+    frames = lay_out(pixels, data.draw(st.integers(0, 16)))
+    bounds, others = CPU.find_bounds(pixels), CPU.find_bounds(frames)
+    for one, other in zip(bounds, others, strict=True):
+        assert one.tobytes() == other.tobytes()
+    labels, centre = np.where(bounds.valid, 7, -1).astype(np.int32), np.full(features, 60.1, np.float32)
+    how = {"centre": centre, "quantum": 2.0**-30, "square_quantum": 2.0**-20, "labels": labels}
+    (sums, squares), (other_sums, other_squares) = CPU.sum_moments(pixels, **how), CPU.sum_moments(frames, **how)
+    assert sums.tobytes() == other_sums.tobytes() and squares == other_squares
 
 
 def test_array_calls_run_on_a_strict_array_api() -> None:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from numba import njit
 
 from niseg_gpu.kernels import lloyd
-from niseg_gpu.kernels import panel as panel_module
-from niseg_gpu.kernels.lloyd import assign_and_sum_cpu, find_nearest_of_tile
-from niseg_gpu.kernels.margins import LEAD, REST, choose_pixels, make_margins, measure_shift
+from niseg_gpu.kernels.lanes import LANES, SPAN
+from niseg_gpu.kernels.lloyd import assign_and_sum_cpu, find_nearest_of_span
+from niseg_gpu.kernels.margins import LEAD, REST, Watch, choose_pixels, list_groups, measure_shift
 from niseg_gpu.kernels.panel import arrange_centroids
-from niseg_gpu.kernels.tiles import empty_tile
+from niseg_gpu.kernels.tiles import empty_lanes
 
 
 @given(st.integers(0, 10**6), st.integers(2, 7), st.floats(-6, 2), st.floats(-3, 6))
@@ -42,50 +42,45 @@ def test_the_lead_never_shrinks_further_than_was_said(seed: int, k: int, way: fl
     assert (np.sqrt(((pixels - now[labels].astype(np.float64)) ** 2).sum(axis=1)) <= (rest + own[labels]) + 1e-6).all()
 
 
-@given(st.integers(0, 10**6), st.integers(1, 2000), st.floats(-3, 5), st.booleans())
-def test_float32_rounds_off_no_more_than_was_said(seed: int, features: int, offset: float, abreast: bool) -> None:
-    """Of the kernels' own products: eight sums side by side, or runs of 128 one after another."""
+@given(st.integers(0, 10**6), st.integers(1, 2000), st.floats(-3, 5))
+def test_float32_rounds_off_no_more_than_was_said(seed: int, features: int, offset: float) -> None:
+    """Of the kernels' own products and squares."""
     rng = np.random.default_rng(seed)
-    pixels, centroids = ((10.0**offset * rng.normal(0.3, 1, (m, features))).astype(np.float32) for m in (24, 11))
+    n = SPAN
+    pixels, centroids = ((10.0**offset * rng.normal(0.3, 1, (m, features))).astype(np.float32) for m in (n, 11))
     wide = np.sum(centroids.astype(np.float64) ** 2, axis=1) - 2 * pixels.astype(np.float64) @ centroids.T.astype(float)
-    found, _, scores, doubt = score_pixels(pixels, centroids, abreast=abreast)
-    own = wide[np.arange(24), found]
+    found, scores, doubt = score_pixels(pixels, centroids)
+    own = wide[np.arange(n), found]
     others = wide.copy()
-    others[np.arange(24), found] = np.inf
+    others[np.arange(n), found] = np.inf
     lead, bound = scores[1] - scores[0].astype(np.float64), doubt.fixed
     bound = bound + doubt.by_norm * np.linalg.norm(pixels.astype(np.float64), axis=1)
     assert (np.abs(scores[0] - own) <= bound / 2).all() and (np.abs(lead - (others.min(axis=1) - own)) <= bound).all()
 
 
-@given(st.integers(0, 10**6), st.integers(1, 300), st.integers(1, 900), st.booleans())
-def test_the_two_nearest_are_found_and_the_first_of_equal_ones(seed: int, k: int, features: int, abreast: bool) -> None:
+@given(st.integers(0, 10**6), st.integers(1, 300), st.integers(1, 900))
+def test_the_two_nearest_are_found_and_the_first_of_equal_ones(seed: int, k: int, features: int) -> None:
     rng = np.random.default_rng(seed)
     centroids = rng.integers(-9, 10, (k, features)).astype(np.float32)  # small whole numbers: nothing is rounded
     centroids = centroids[rng.integers(0, k, k)]
-    pixels = rng.integers(-9, 10, (24, features)).astype(np.float32)
+    pixels = rng.integers(-9, 10, (SPAN, features)).astype(np.float32)
     expected = (centroids**2).sum(axis=1) - 2 * pixels @ centroids.T
-    found, products, scores, _ = score_pixels(pixels, centroids, abreast=abreast)
-    np.testing.assert_array_equal(products[:, :k], pixels @ centroids.T)
+    found, scores, _ = score_pixels(pixels, centroids)
     np.testing.assert_array_equal(found, expected.argmin(axis=1))
     two = np.sort(np.pad(expected, ((0, 0), (0, 1)), constant_values=np.inf), axis=1)[:, :2]
     np.testing.assert_array_equal(scores, two.T)
 
 
-def score_pixels(pixels: np.ndarray, centroids: np.ndarray, *, abreast: bool) -> tuple:
-    """Nearest of the centroids of 24 pixels, the products, the two least scores, and the doubt that is in them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(panel_module, "ABREAST", 1 if abreast else 2**31)
-        tile = empty_tile(pixels.shape[1], by_rows=True)
-        blocks, _, width = tile.shape
-        panel = arrange_centroids(centroids, blocks=blocks, width=width)
-    for b in range(blocks):
-        piece = pixels[:, b * width : (b + 1) * width]
-        tile[b, :, : piece.shape[1]] = piece
-    products, found = np.zeros((24, panel.norms.size), np.float32), np.zeros(24, np.int32)
-    scores, k = np.zeros((2, 24), np.float32), len(centroids)
-    rest = panel.values, panel.abreast, k, panel.norms, products, found, scores
-    find_nearest_of_tile(tile, 0, 24, pixels.shape[1], *rest)
-    return found, products, scores, panel.doubt
+def score_pixels(pixels: np.ndarray, centroids: np.ndarray) -> tuple:
+    """Nearest of the centroids of a span of pixels, the two least scores, and the doubt that is in them."""
+    panel, features = arrange_centroids(centroids), pixels.shape[1]
+    tile = empty_lanes(features, by_rows=True)
+    tile[:features] = pixels.T
+    products, parts = np.zeros((2, 4 * SPAN), np.float32)
+    found, scores = np.zeros(SPAN, np.int32), np.zeros(2 * SPAN, np.float32)
+    how = features, panel.values, len(centroids), panel.norms, products, parts, found, scores
+    find_nearest_of_span(tile, 0, *how)
+    return found, scores.reshape(2, -1), panel.doubt
 
 
 @pytest.mark.parametrize("layout", ["C", "F"])
@@ -100,10 +95,12 @@ def test_kernels_that_hold_no_arrays_make_none(layout: str) -> None:
     assert kernel.py_func.__name__ in text and "NRT_MemInfo_alloc" not in text and "NRT_Allocate" not in text
 
 
-def test_far_clusters_are_read_once() -> None:
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_far_clusters_are_read_once(layout: str) -> None:
     rng = np.random.default_rng(0)
     centres = 1000 * rng.normal(size=(4, 100)).astype(np.float32)
     pixels = centres[np.arange(800) % 4] + rng.normal(size=(800, 100)).astype(np.float32)
+    pixels = np.asarray(pixels, order=layout)
     labels, memory, mean = np.full(800, 99, np.int32), {}, pixels.mean(axis=0)
     how = {"mean": mean, "quantum": 2.0**-20, "labels": labels, "memory": memory}
     first, second = centres - mean, centres - mean + np.float32(0.5)
@@ -113,24 +110,66 @@ def test_far_clusters_are_read_once() -> None:
     found = assign_and_sum_cpu(pixels, centroids=second, **how, before=first)
     assert found.moved == 0 and not found.sums.any() and (labels == np.arange(800) % 4).all()
     rest = np.linalg.norm(seen - mean - second[labels], axis=1)
-    assert (memory["margins"][REST] >= rest - 1e-3).all() and (memory["margins"][REST] <= rest + 20).all()
+    assert (memory["margins"][REST] >= rest - 1e-3).all() and (memory["margins"][REST] <= rest + 30).all()
     assert len(memory["margins"]) == 2
 
 
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_few_pixels_in_doubt_are_looked_at_again_and_no_others(layout: str) -> None:
+    rng = np.random.default_rng(1)
+    n, near = 1000, np.array([0, 1, 17, 400, 998, 999])
+    centres = np.stack([np.zeros(64), np.full(64, 100.0)]).astype(np.float32)
+    pixels = centres[np.arange(n) % 2] + rng.normal(size=(n, 64)).astype(np.float32)
+    pixels[near] = 49.0  # nearer to the first, a little
+    pixels = np.asarray(pixels, order=layout)
+    labels, memory, mean = np.full(n, 99, np.int32), {}, np.zeros(64, np.float32)
+    how = {"mean": mean, "quantum": 2.0**-20, "labels": labels, "memory": memory}
+    assign_and_sum_cpu(pixels, centroids=centres, **how)
+    spoilt = np.setdiff1d(np.arange(n), (near[:, None] // LANES * LANES + np.arange(-LANES, 2 * LANES)).ravel())
+    assert len(spoilt) > n / 2
+    pixels[spoilt] = np.nan
+    moved = centres - np.float32(3)
+    found = assign_and_sum_cpu(pixels, centroids=moved, **how, before=centres)
+    assert found.moved == len(near) and (labels[near] == 1).all() and found.sizes.tolist() == [-6, 6]
+    assert found.sums.tolist() == [[-49.0 * 6] * 64, [49.0 * 6] * 64]
+
+
+def test_margins_that_help_little_are_not_noted_for_a_while_and_then_tried_again() -> None:
+    watch, seen = Watch(), []
+    for share in [None, 1.0, 0.9, 0.95, 1.0, 0.5, 1.0]:
+        if share is not None:
+            watch.judge(share)
+        noted = watch.notes()
+        while not watch.noted:
+            noted = watch.notes()
+            seen[-1] += 1
+        seen.append(0)
+        assert noted
+    assert seen == [0, 1, 2, 4, 0, 0, 0]
+
+
+@given(st.lists(st.integers(0, 300), unique=True), st.integers(0, 15), st.sampled_from([8, 16]))
+def test_groups_are_those_of_the_wanted_pixels(pixels: list[int], lead: int, size: int) -> None:
+    wanted = np.array(sorted(pixels), np.int32)
+    found = wanted[: list_groups(wanted, lead, size)].tolist()
+    assert found == sorted({(p + lead) // size for p in pixels})
+
+
 @pytest.mark.parametrize(
-    "shape, dtype, steps, room",
+    "shape, dtype, room",
     [
-        ((10, 40), np.float32, (40, 1), True),
-        ((10, 39), np.float32, (39, 1), False),
-        ((10, 80), np.uint16, (80, 1), True),
-        ((10, 79), np.uint16, (79, 1), False),
-        ((10, 600), np.float32, (1, 10), False),
+        ((10, 40), np.float32, True),
+        ((10, 39), np.float32, False),
+        ((10, 80), np.uint16, True),
+        ((10, 79), np.uint16, False),
     ],
 )
-def test_room_is_taken_where_it_is_worth_it(shape, dtype, steps, room: bool) -> None:
-    margins = make_margins(np.zeros(shape, dtype), steps=steps)
-    assert (margins is not None) == room
-    assert margins is None or 20 * margins.nbytes <= np.zeros(shape, dtype).nbytes
+def test_room_is_taken_where_it_is_worth_it(shape, dtype, room: bool) -> None:
+    pixels, memory = np.zeros(shape, dtype), {}
+    how = {"mean": np.zeros(shape[1], np.float32), "quantum": 1.0, "labels": np.zeros(10, np.int32), "memory": memory}
+    assign_and_sum_cpu(pixels, centroids=pixels[:2].astype(np.float32), **how)
+    assert (memory["margins"] is not None) == room
+    assert memory["margins"] is None or 20 * memory["margins"].nbytes <= pixels.nbytes
 
 
 def test_pixels_without_data_are_never_wanted_and_equal_centroids_always() -> None:

@@ -1,7 +1,7 @@
 """One pass of k-means over a table of pixels on the CPU.
 
-Pixels come to the cache tile by tile, as float32 rows less their mean, whatever their dtype and whichever axis runs
-fastest in memory. There they meet the centroids, and are added to their cluster's sum.
+Pixels come to the cache tile by tile, as float32 less their mean and side by side, whatever their dtype and whichever
+axis runs fastest in memory. There they meet the centroids, and are added to their cluster's sum.
 
 The answer does not depend on how the pixels are cut. A distance is summed over the features alike wherever its pixel
 lies. Sums over pixels are exact: before it is added in float64, every value is rounded to a multiple of a quantum,
@@ -10,206 +10,220 @@ a power of two so chosen that no sum needs more than 52 bit; then the order of a
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.kernels.exact import Sums
+from niseg_gpu.kernels.lanes import (
+    LANES,
+    QUAD,
+    SPAN,
+    bring_stretch,
+    multiply_1,
+    multiply_2,
+    multiply_3,
+    multiply_4,
+    score_span,
+    square_span,
+)
 from niseg_gpu.kernels.margins import (
     MARGINS,
     Doubt,
+    Shift,
+    Watch,
+    are_worth_it,
     choose_pixels,
-    make_margins,
+    list_groups,
     note_margins,
 )
-from niseg_gpu.kernels.panel import RUN, arrange_centroids, compare_centroids
-from niseg_gpu.kernels.spectra import (
-    LANES,
-    add_line,
-    bare,
-    find_nearest,
-    multiply_8x16,
-    multiply_8x32,
-    multiply_8x48,
-    take_line,
-)
-from niseg_gpu.kernels.tiles import (
-    LEAST_ROWS,
-    aligned_zeros,
-    empty_tile,
-    flatten,
-    gather_listed,
-    gather_rows,
-)
-from niseg_gpu.kernels.vectors import (
-    CENTROIDS,
-    multiply_3x4,
-    multiply_4x3,
-    multiply_6x2,
-    multiply_12x1,
-)
+from niseg_gpu.kernels.panel import RUN, RUNS, arrange_centroids, compare_centroids
+from niseg_gpu.kernels.spectra import add_line, bare, bring_line, take_line
+from niseg_gpu.kernels.tiles import LINE, aligned_zeros, empty_lanes, flatten, turn_rows
+from niseg_gpu.kernels.vectors import SIDE, turn_square
 
 
 @compiled
-def _multiply(tile, first, panel, k, products):  # type: ignore[no-untyped-def]
-    """Products of `LEAST_ROWS` of a tile's pixels with all `k` centroids, four at a time, then those left over."""
-    blocks, tile_rows, width = tile.shape
-    room, pixels, out = products.shape[1], tile.reshape(-1), products.reshape(-1)
-    products[:] = 0
-    for b in range(blocks):
-        pixel = (b * tile_rows + first) * width
-        for c in range(0, k, CENTROIDS):
-            at = (b * room + c) * width
+def _add(parts, sums):  # type: ignore[no-untyped-def]
+    """Add parts to their sums, and begin them anew."""
+    for i in range(sums.size):
+        sums[i] += parts[i]
+        parts[i] = 0
+
+
+@compiled
+def find_nearest_of_span(tile, first, features, panel, k, norms, products, parts, nearest, scores):  # type: ignore[no-untyped-def]
+    """Find the nearest centroids of a span of a tile's pixels, and the least two scores of each."""
+    values, across = tile.reshape(-1), tile.shape[1]
+    nearest[:], scores[:], parts[:] = 0, np.inf, 0
+    for c in range(0, k, QUAD):
+        products[:] = 0
+        for f in range(0, features, RUN):
+            at, n, column = first + f * across, min(RUN, features - f), c * features + f * QUAD
             if k - c >= 4:
-                for r in range(0, LEAST_ROWS, 3):
-                    multiply_3x4(pixels, pixel + r * width, width, panel, at, width, out, r * room + c, room)
+                multiply_4(values, at, across, n, panel, column, parts)
             elif k - c == 3:
-                for r in range(0, LEAST_ROWS, 4):
-                    multiply_4x3(pixels, pixel + r * width, width, panel, at, width, out, r * room + c, room)
+                multiply_3(values, at, across, n, panel, column, parts)
             elif k - c == 2:
-                for r in range(0, LEAST_ROWS, 6):
-                    multiply_6x2(pixels, pixel + r * width, width, panel, at, width, out, r * room + c, room)
+                multiply_2(values, at, across, n, panel, column, parts)
             else:
-                for r in range(0, LEAST_ROWS, 12):
-                    multiply_12x1(pixels, pixel + r * width, width, panel, at, width, out, r * room + c, room)
+                multiply_1(values, at, across, n, panel, column, parts)
+            if (f // RUN + 1) % RUNS == 0 or f + RUN >= features:
+                _add(parts, products)
+        score_span(products, norms, c, min(QUAD, k - c), nearest, scores)
 
 
 @compiled
-def _multiply_abreast(tile, first, features, panel, products):  # type: ignore[no-untyped-def]
-    """The same with centroids side by side in vectors: one to three of those at a time."""
-    blocks, tile_rows, width = tile.shape
-    room, pixels, out = products.shape[1], tile.reshape(-1), products.reshape(-1)
-    step = width * LANES
-    products[:] = 0
-    for b in range(blocks):
-        for f in range(0, min(width, features - b * width), RUN):
-            n, pixel = min(RUN, min(width, features - b * width) - f), (b * tile_rows + first) * width + f
-            c = 0
-            while c < room:
-                at, left = (b * room + c) * width + f * LANES, (room - c) // LANES
-                if left == 3 or left > 4:
-                    for r in range(0, LEAST_ROWS, 8):
-                        multiply_8x48(pixels, pixel + r * width, width, n, panel, at, step, out, r * room + c, room)
-                    c += 3 * LANES
-                elif left > 1:
-                    for r in range(0, LEAST_ROWS, 8):
-                        multiply_8x32(pixels, pixel + r * width, width, n, panel, at, step, out, r * room + c, room)
-                    c += 2 * LANES
-                else:
-                    for r in range(0, LEAST_ROWS, 8):
-                        multiply_8x16(pixels, pixel + r * width, width, n, panel, at, step, out, r * room + c, room)
-                    c += LANES
+def _note(tile, first, features, rows, numbers, start, scores, margins, doubt, squares, parts, notes):  # type: ignore[no-untyped-def]
+    """Remember the margins of a span's pixels."""
+    values, across = tile.reshape(-1), tile.shape[1]
+    squares[:] = 0
+    for f in range(0, features, RUN):
+        square_span(values, first + f * across, across, min(RUN, features - f), parts)
+        if (f // RUN + 1) % RUNS == 0 or f + RUN >= features:
+            _add(parts, squares)
+    note_margins(margins, numbers, start, rows, squares, scores, *doubt, notes)
 
 
 @compiled
-def find_nearest_of_tile(tile, first, rows, features, panel, abreast, k, norms, products, nearest, scores):  # type: ignore[no-untyped-def]
-    """Find the nearest centroids of some of a tile's pixels, and the least two scores of each."""
-    if abreast:
-        _multiply_abreast(tile, first, features, panel, products)
-    else:
-        _multiply(tile, first, panel, k, products)
-    out = products.reshape(-1)
-    for r in range(rows):
-        find_nearest(out, r * norms.size, norms, norms.size, nearest, scores, r)
-
-
-@compiled
-def _settle(tile, first, rows, numbers, start, nearest, magic, labels, only_changes, sums, sizes):  # type: ignore[no-untyped-def]
-    """Label pixels and add them to the sums, or to their changes; return how many labels are new."""
-    blocks, tile_rows, width = tile.shape
-    values, totals, moved = tile.reshape(-1), sums.reshape(-1), 0
-    for r in range(rows):
-        i = numbers[start + r]
-        new, old = nearest[r], labels[i]
-        if old < 0 or (only_changes and new == old):
-            continue
-        labels[i] = new
-        sizes[new] += 1
-        leaves = only_changes and old < sizes.size
-        sizes[old if leaves else new] -= leaves
-        for b in range(blocks):
-            at = (b * tile_rows + first + r) * width
-            add_line(values, at, width, magic, totals, (new * blocks + b) * width)
-            if leaves:
-                take_line(values, at, width, magic, totals, (old * blocks + b) * width)
-        moved += new != old
-    return moved
+def _settle(i, new, old, lines, at, width, magic, labels, only_changes, sums, sizes):  # type: ignore[no-untyped-def]
+    """Label a pixel and add its line to the sums, or to their changes."""
+    labels[i] = new
+    sizes[new] += 1
+    leaves = only_changes and old < sizes.size
+    sizes[old if leaves else new] -= leaves
+    add_line(lines, at, width, magic, sums, new * width)
+    if leaves:
+        take_line(lines, at, width, magic, sums, old * width)
 
 
 class Room(NamedTuple):
-    """For what is found of a few pixels.
+    """For what is found of a span of pixels.
 
     Made before the kernels are called, for these hold no array: one that they made themselves would be given back, and
     to another thread, once they had seen it last.
 
     Attributes
     ----------
-    products : (few, n) float32 array
-    nearest : (few,) int32 array
-    scores : (2, few) float32 array
-    notes : (2, few) float64 array
+    tile : (width, pixels) float32 array
+    products, parts : (4 * SPAN,) float32 array
+        Zeros.
+    nearest : (SPAN,) int32 array
+    scores : (2 * SPAN,) float32 array
+    squares : (SPAN,) float32 array
+    notes : (2, SPAN) float64 array
         Of margins.
-    numbers : (rows of a tile,) int32 array
-        0, 1, 2, ...
+    lines : (8 * width,) float32 array
+        Pixels one after another.
     """
 
+    tile: np.ndarray
     products: np.ndarray
+    parts: np.ndarray
     nearest: np.ndarray
     scores: np.ndarray
+    squares: np.ndarray
     notes: np.ndarray
-    numbers: np.ndarray
+    lines: np.ndarray
 
 
-def _make_room(n: int, tile_rows: int) -> Room:
-    few = LEAST_ROWS
-    return Room(
-        np.zeros((few, n), np.float32),
-        np.zeros(few, np.int32),
-        np.zeros((2, few), np.float32),
-        np.zeros((2, few)),
-        np.arange(tile_rows, dtype=np.int32),
+def _make_room(features: int, *, by_rows: bool) -> Room:
+    tile = empty_lanes(features, by_rows=by_rows)
+    products, parts, scores, squares, lines = (
+        aligned_zeros((n,), np.float32) for n in (QUAD * SPAN, QUAD * SPAN, 2 * SPAN, SPAN, SIDE * len(tile))
     )
-
-
-@compiled
-def _assign_frames(
-    flat, row_step, feature_step, mean, panel, abreast, norms, k, magic, labels, only_changes, sums, sizes, tile,
-    products, nearest, scores, numbers,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Pixels whose features lie apart: whole tiles of them, one after another."""
-    n, features, moved = labels.size, mean.size, 0
-    flat, mean, panel, norms, labels, sums = bare(flat), bare(mean), bare(panel), bare(norms), bare(labels), bare(sums)
-    sizes, tile, numbers = bare(sizes), bare(tile), bare(numbers)
-    products, nearest, scores = bare(products), bare(nearest), bare(scores)
-    for start in range(0, n, tile.shape[1]):
-        rows = min(tile.shape[1], n - start)
-        gather_rows(flat, start * row_step, row_step, feature_step, rows, mean, tile)
-        for first in range(0, rows, LEAST_ROWS):
-            some = min(LEAST_ROWS, rows - first)
-            find_nearest_of_tile(tile, first, some, features, panel, abreast, k, norms, products, nearest, scores)
-            part = labels[start : start + rows]
-            moved += _settle(tile, first, some, numbers, first, nearest, magic, part, only_changes, sums, sizes)
-    return moved
+    return Room(tile, products, parts, np.zeros(SPAN, np.int32), scores, squares, np.zeros((2, SPAN)), lines)
 
 
 @compiled
 def _assign_rows(
-    flat, row_step, mean, panel, abreast, norms, k, magic, labels, only_changes, sums, sizes, tile,
-    products, nearest, scores, notes, wanted, margins, doubt,
+    flat, row_step, wanted, mean, panel, norms, k, magic, labels, only_changes, sums, sizes, margins, doubt,
+    tile, products, parts, nearest, scores, squares, notes, lines,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """Pixels whose features lie together: those wanted, wherever they are."""
-    n, features, moved = wanted.size, mean.size, 0
-    products, nearest, scores, notes = bare(products), bare(nearest), bare(scores), bare(notes)
+    features, width, moved = mean.size, tile.shape[0], 0
     flat, mean, panel, norms, labels, sums = bare(flat), bare(mean), bare(panel), bare(norms), bare(labels), bare(sums)
-    sizes, tile, wanted, margins = bare(sizes), bare(tile), bare(wanted), bare(margins)
-    for start in range(0, n, LEAST_ROWS):
-        rows = min(LEAST_ROWS, n - start)
-        gather_listed(flat, row_step, wanted, start, rows, mean, tile)
-        find_nearest_of_tile(tile, 0, rows, features, panel, abreast, k, norms, products, nearest, scores)
+    sizes, tile, wanted, margins, lines = bare(sizes), bare(tile), bare(wanted), bare(margins), bare(lines)
+    products, parts, nearest, scores = bare(products), bare(parts), bare(nearest), bare(scores)
+    squares, notes = bare(squares), bare(notes)
+    for start in range(0, wanted.size, SPAN):
+        rows = min(SPAN, wanted.size - start)
+        turn_rows(flat, row_step, wanted, start, rows, mean, tile)
+        find_nearest_of_span(tile, 0, features, panel, k, norms, products, parts, nearest, scores)
         if margins.size:
-            note_margins(margins, wanted, start, rows, tile, scores, *doubt, notes)
-        moved += _settle(tile, 0, rows, wanted, start, nearest, magic, labels, only_changes, sums, sizes)
+            _note(tile, 0, features, rows, wanted, start, scores, margins, doubt, squares, parts, notes)
+        for r in range(rows):
+            i, new = wanted[start + r], nearest[r]
+            old = labels[i]
+            if old >= 0 and not (only_changes and new == old):
+                bring_line(flat, i * row_step, mean, 0, features, lines, 0)
+                _settle(i, new, old, lines, 0, width, magic, labels, only_changes, sums, sizes)
+                moved += new != old
+    return moved
+
+
+@compiled
+def _bring_groups(flat, feature_step, lead, n, groups, first, mean, tile, numbers, runs):  # type: ignore[no-untyped-def]
+    """Bring groups of pixels whose features lie apart into a tile, and their numbers; return how many groups.
+
+    A group is `LANES` pixels side by side, the first short of `lead`, the last up to `n`; `runs` is room for where
+    neighbouring ones start, how many pixels they have, and where these go to.
+    """
+    across, slots, slot, count = tile.shape[1], min(tile.shape[1] // LANES, groups.size - first), 0, 0
+    numbers[:] = -1
+    while slot < slots:
+        to, begin = slot * LANES, groups[first + slot] * LANES - lead
+        stop, begin = min(begin + LANES, n), max(begin, 0)
+        slot += 1
+        while slot < slots and stop - begin == slot * LANES - to and groups[first + slot] * LANES - lead == stop:
+            stop = min(stop + LANES, n)
+            slot += 1
+        runs[0, count], runs[1, count], runs[2, count] = begin, stop - begin, to
+        count += 1
+        for p in range(stop - begin):
+            numbers[to + p] = begin + p
+    values = tile.reshape(-1)
+    for f in range(mean.size):
+        for j in range(count):
+            bring_stretch(flat, f * feature_step + runs[0, j], runs[1, j], mean[f], values, f * across + runs[2, j])
+    return slots
+
+
+@compiled
+def _assign_frames(
+    flat, feature_step, groups, mean, panel, norms, k, magic, labels, only_changes, sums, sizes, margins, doubt,
+    tile, products, parts, nearest, scores, squares, notes, lines, lead, zeros, numbers, runs,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Pixels whose features lie apart: groups of neighbours, in whole tiles."""
+    features, moved = mean.size, 0
+    width, across = tile.shape
+    flat, mean, panel, norms, labels, sums = bare(flat), bare(mean), bare(panel), bare(norms), bare(labels), bare(sums)
+    sizes, tile, groups, margins, lines = bare(sizes), bare(tile), bare(groups), bare(margins), bare(lines)
+    products, parts, nearest, scores = bare(products), bare(parts), bare(nearest), bare(scores)
+    squares, notes, zeros, numbers, runs = bare(squares), bare(notes), bare(zeros), bare(numbers), bare(runs)
+    values = tile.reshape(-1)
+    for start in range(0, groups.size, across // LANES):
+        slots = _bring_groups(flat, feature_step, lead, labels.size, groups, start, mean, tile, numbers, runs)
+        for first in range(0, slots * LANES, SPAN):
+            find_nearest_of_span(tile, first, features, panel, k, norms, products, parts, nearest, scores)
+            if margins.size:
+                _note(tile, first, features, SPAN, numbers, first, scores, margins, doubt, squares, parts, notes)
+            for begin in range(first, first + SPAN, SIDE):
+                turned = False
+                for p in range(begin, begin + SIDE):
+                    i, new = numbers[p], nearest[p - first]
+                    old = labels[i] if i >= 0 else np.int32(-1)
+                    if old < 0 or (only_changes and new == old):
+                        continue
+                    if not turned:
+                        for f in range(0, width, SIDE):
+                            turn_square(values, f * across + begin, across, zeros, f, lines, f, width)
+                        turned = True
+                    at = (p - begin) * width
+                    _settle(i, new, old, lines, at, width, magic, labels, only_changes, sums, sizes)
+                    moved += new != old
     return moved
 
 
@@ -249,42 +263,48 @@ def assign_and_sum_cpu(
     """
     k, features = centroids.shape
     flat, *steps = flatten(pixels)
-    by_rows = steps[1] == 1
-    tile = empty_tile(features, by_rows=by_rows)
-    blocks, _, width = tile.shape
-    sums, sizes = aligned_zeros((k, blocks, width), np.float64), np.zeros(k, np.int64)
-    panel = arrange_centroids(centroids, blocks=blocks, width=width)
-    memory = {} if memory is None else memory
-    room = _make_room(panel.norms.size, tile.shape[1])
-    how = mean, *panel[:3], k, magic_of(quantum), labels, before is not None, sums, sizes, tile
+    by_rows, panel = steps[1] == 1, arrange_centroids(centroids)
+    lead = flat.ctypes.data % LINE // flat.itemsize % LANES  # so that groups begin with a line of the cache
+    if memory is not None and before is None:
+        remember = k > 1 and are_worth_it(pixels)
+        memory["margins"] = np.empty((MARGINS, labels.size), np.float32) if remember else None
+        memory["watch"] = Watch()
+    memory = memory or {"margins": None}
+    knows = before is not None and memory["margins"] is not None and memory["watch"].noted
+    shift = compare_centroids(before, centroids) if knows else None
+    wanted, margins = _choose(labels, memory, shift, panel.doubt, lead=None if by_rows else lead)
+    room = _make_room(features, by_rows=by_rows)
+    width, across = room.tile.shape
+    sums, sizes = aligned_zeros((k * width,), np.float64), np.zeros(k, np.int64)
+    how = wanted, mean, *panel[:2], k, magic_of(quantum), labels, before is not None, sums, sizes, margins
     if by_rows:
-        wanted, margins = _choose(pixels, steps, centroids, labels, before, memory, panel.doubt)
-        moved = _assign_rows(flat, steps[0], *how, *room[:4], wanted, margins, tuple(panel.doubt))
+        moved = _assign_rows(flat, steps[0], *how, tuple(panel.doubt), *room)
     else:
-        memory.clear()
-        moved = _assign_frames(flat, *steps, *how, *room[:3], room.numbers)
+        places = np.zeros(width, np.float32), np.empty(across, np.int64), np.empty((3, across // LANES), np.int64)
+        moved = _assign_frames(flat, steps[1], *how, tuple(panel.doubt), *room, lead, *places)
     return Sums(sums.reshape(k, -1)[:, :features], sizes, int(moved))
 
 
 def _choose(
-    pixels: np.ndarray,
-    steps: list[int],
-    centroids: np.ndarray,
-    labels: np.ndarray,
-    before: np.ndarray | None,
-    memory: dict[str, Any],
-    doubt: Doubt,
+    labels: np.ndarray, memory: dict[str, Any], shift: Shift | None, doubt: Doubt, *, lead: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the pixels to look at, and where to note their margins."""
-    if before is None:
-        memory["margins"] = make_margins(pixels, steps=(steps[0], steps[1])) if len(centroids) > 1 else None
-    margins, number = memory.get("margins"), np.int32 if labels.size < 2**31 else np.int64
-    if margins is None or before is None:
+    """Return the numbers of the pixels to look at, or of their groups where those have a `lead`; and where to note.
+
+    By what the last pass noted, if there is a `shift` since; else all of them.
+    """
+    margins, watch = memory["margins"], memory.get("watch")
+    number = np.int32 if labels.size < 2**31 - LANES else np.int64
+    n_groups = math.ceil((labels.size + (lead or 0)) / LANES)
+    if shift is not None:
+        wanted = np.empty(labels.size, number)
+        wanted = wanted[: choose_pixels(labels, margins, *shift, doubt.fixed, doubt.by_norm, wanted)]
+        wanted = wanted if lead is None else wanted[: list_groups(wanted, lead, LANES)]
+        watch.judge(len(wanted) / (labels.size if lead is None else n_groups))
+    elif lead is None:
         wanted = np.flatnonzero(labels >= 0).astype(number)
     else:
-        wanted, shift = np.empty(labels.size, number), compare_centroids(before, centroids)
-        wanted = wanted[: choose_pixels(labels, margins, *shift, doubt.fixed, doubt.by_norm, wanted)]
-    return wanted, np.empty((MARGINS, 0), np.float32) if margins is None else margins
+        wanted = np.arange(n_groups, dtype=number)
+    return wanted, margins if margins is not None and watch.notes() else np.empty((MARGINS, 0), np.float32)
 
 
 def magic_of(quantum: float) -> float:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled
-from niseg_gpu.kernels.spectra import find_least, square_line
+from niseg_gpu.kernels.spectra import find_least
 from niseg_gpu.kernels.vectors import SIDE
 
 ROUNDING = 2.0**-24  # of float32, relative
@@ -29,21 +29,32 @@ CANCELLED = 2.0**-40  # more than float64 can lose of the squared distance of tw
 MARGINS = 2  # float32 values a pixel
 LEAST_SHARE = 20  # they must take no more than one part in so many of the pixels' memory
 LEAD, REST = range(MARGINS)
+WORTH_SHARE = 0.85  # of what is looked at: with more it takes less time to look at all, and not to choose and note
 
 
-def make_margins(pixels: np.ndarray, *, steps: tuple[int, int]) -> np.ndarray | None:
-    """Return room for what is remembered, (2, n) float32; nothing where it isn't worth its memory or pixels lie apart.
+def are_worth_it(pixels: np.ndarray) -> bool:
+    """Whether margins of (n, features) pixels take little of the memory that these have."""
+    return MARGINS * 4 * LEAST_SHARE <= pixels.shape[1] * pixels.itemsize
 
-    Parameters
-    ----------
-    pixels : (n, features) ndarray
-    steps : tuple of int
-        Along both axes, in values; see `niseg_gpu.kernels.tiles.flatten`.
-    """
-    n, features = pixels.shape
-    if steps[1] != 1 or MARGINS * 4 * LEAST_SHARE > features * pixels.itemsize:
-        return None
-    return np.empty((MARGINS, n), np.float32)
+
+class Watch:
+    """When to note margins: not for a while where they let hardly anything be skipped, each time for longer."""
+
+    def __init__(self) -> None:
+        self.noted, self.idle, self.pause = False, 0, 0
+
+    def judge(self, wanted_share: float) -> None:
+        """Hear what part the margins of the last pass have left to be looked at."""
+        if wanted_share <= WORTH_SHARE:
+            self.pause = 0
+        else:
+            self.idle, self.pause = self.pause, max(1, 2 * self.pause)
+
+    def notes(self) -> bool:
+        """Return whether this pass is to note them; asked once a pass."""
+        self.noted = self.idle == 0
+        self.idle = max(0, self.idle - 1)
+        return self.noted
 
 
 class Shift(NamedTuple):
@@ -100,18 +111,18 @@ class Doubt(NamedTuple):
     by_square: float
 
 
-def measure_doubt(centroids: np.ndarray, *, steps: float, square_steps: float) -> Doubt:
+def measure_doubt(centroids: np.ndarray, *, steps: int) -> Doubt:
     """Bound the rounding of the difference of two scores ``|c|^2 - 2 x c`` over all centroids.
 
     Parameters
     ----------
     centroids : (k, features) float32 ndarray
-    steps, square_steps : float
-        Additions, one after another, that a product of a pixel with a centroid is made by, and its square.
+    steps : int
+        Additions, one after another, that a product of a pixel with a centroid is made by, or its square.
     """
     longest = math.sqrt(float(np.max(np.sum(centroids.astype(np.float64) ** 2, axis=1), initial=0.0)))
     each = (steps + FEW) * ROUNDING * 1.01
-    return Doubt(2 * each * longest**2, 4 * each * longest, (square_steps + FEW) * ROUNDING * 1.01)
+    return Doubt(2 * each * longest**2, 4 * each * longest, each)
 
 
 @compiled
@@ -138,24 +149,31 @@ def choose_pixels(labels, margins, lengths, known, by_rest, own, fixed, by_norm,
 
 
 @compiled
-def note_margins(margins, numbers, start, rows, tile, scores, fixed, by_norm, by_square, notes):  # type: ignore[no-untyped-def]
-    """Remember of a tile's pixels the lead of the nearest centroid and the distance from it.
+def list_groups(wanted, lead, size):  # type: ignore[no-untyped-def]
+    """Put the groups of `size`, the first short of `lead`, in the place of sorted pixels; return their number."""
+    count = 0
+    for j in range(wanted.size):
+        group = (wanted[j] + lead) // size
+        if count == 0 or wanted[count - 1] != group:
+            wanted[count] = group
+            count += 1
+    return count
 
-    `scores` are the least and the next of each pixel's distances less |x|^2; `notes` is room for (2, rows) float64.
+
+@compiled
+def note_margins(margins, numbers, start, rows, squares, scores, fixed, by_norm, by_square, notes):  # type: ignore[no-untyped-def]
+    """Remember of some pixels the lead of the nearest centroid and the distance from it.
+
+    `squares` are their |x|^2, `scores` the least and, in the second half, the next of their distances less that;
+    `notes` is room for two float64 of each. Negative numbers are of no pixel.
     """
-    blocks, tile_rows, width = tile.shape
-    values = tile.reshape(-1)
     for r in range(rows):
-        square = 0.0
-        for b in range(blocks):
-            square += np.float64(square_line(values, (b * tile_rows + r) * width, width))
-        notes[0, r] = square * (1 + by_square)
-    for r in range(rows):
-        square, least = notes[0, r], np.float64(scores[0, r])
+        square, least = np.float64(squares[r]) * (1 + by_square), np.float64(scores[r])
         doubt = fixed + by_norm * np.sqrt(square)
-        lead, rest = scores[1, r] - least - doubt, square + least + doubt / 2
+        lead, rest = scores[squares.size + r] - least - doubt, square + least + doubt / 2
         notes[0, r] = lead - abs(lead) * 2.0**-23
         notes[1, r] = np.sqrt(rest if rest > 0 else 0.0) * (1 + 2.0**-22)
     for r in range(rows):
-        margins[LEAD, numbers[start + r]] = notes[0, r]
-        margins[REST, numbers[start + r]] = notes[1, r]
+        if numbers[start + r] >= 0:
+            margins[LEAD, numbers[start + r]] = notes[0, r]
+            margins[REST, numbers[start + r]] = notes[1, r]

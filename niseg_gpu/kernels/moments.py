@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled
+from niseg_gpu.kernels.lanes import (
+    HALF,
+    LANES,
+    add_stretch,
+    bring_stretch,
+    spoil_stretch,
+    square_pixels,
+    widen_by_stretch,
+)
 from niseg_gpu.kernels.lloyd import magic_of
 from niseg_gpu.kernels.spectra import add_rows, spoil_line, square_line_wide, widen_range
-from niseg_gpu.kernels.tiles import FAST, aligned_zeros, empty_tile, flatten, gather_rows
+from niseg_gpu.kernels.tiles import (
+    FAST,
+    aligned_zeros,
+    cut_features,
+    empty_lanes,
+    empty_tile,
+    flatten,
+    gather_rows,
+)
 from niseg_gpu.kernels.vectors import SIDE
 
 
@@ -30,11 +48,11 @@ class Bounds(NamedTuple):
 
 
 @compiled
-def _find_bounds(flat, row_step, feature_step, zeros, valid, low, high, tile):  # type: ignore[no-untyped-def]
+def _find_bounds(flat, row_step, zeros, valid, low, high, tile):  # type: ignore[no-untyped-def]
     values, (blocks, tile_rows, width) = tile.reshape(-1), tile.shape
     for start in range(0, valid.size, tile_rows):
         rows, good = min(tile_rows, valid.size - start), 0
-        gather_rows(flat, start * row_step, row_step, feature_step, rows, zeros, tile)
+        gather_rows(flat, start * row_step, row_step, 1, rows, zeros, tile)
         for r in range(rows):
             nothing = np.float32(0)
             for b in range(blocks):
@@ -50,6 +68,30 @@ def _find_bounds(flat, row_step, feature_step, zeros, valid, low, high, tile):  
                         widen_range(values, at, width, step, low, high, b * width + f)
 
 
+@compiled
+def _find_bounds_of_frames(flat, feature_step, zeros, valid, low, high, tile, spoilt):  # type: ignore[no-untyped-def]
+    """The same of pixels whose features lie apart."""
+    values, across = tile.reshape(-1), tile.shape[1]
+    for start in range(0, valid.size, across):
+        rows, good = min(across, valid.size - start), -1
+        whole = (rows + LANES - 1) // LANES * LANES
+        spoilt[:] = 0
+        for f in range(zeros.size):
+            bring_stretch(flat, start + f * feature_step, rows, zeros[f], values, f * across)
+            spoil_stretch(values, f * across, whole, spoilt)
+        for r in range(rows):
+            valid[start + r] = spoilt[r] == 0
+            good = r if valid[start + r] else good
+        if good < 0:
+            continue
+        for r in range(whole):
+            if r >= rows or not valid[start + r]:
+                for f in range(zeros.size):
+                    tile[f, r] = tile[f, good]
+        for f in range(zeros.size):
+            widen_by_stretch(values, f * across, whole, low, high, f)
+
+
 def find_bounds_cpu(pixels: np.ndarray) -> Bounds:
     """Find the pixels with data and the range of each feature.
 
@@ -60,19 +102,23 @@ def find_bounds_cpu(pixels: np.ndarray) -> Bounds:
     """
     n, features = pixels.shape
     flat, *steps = flatten(pixels)
-    tile, valid = empty_tile(features, by_rows=steps[1] == 1), np.empty(n, np.bool_)
-    low, high = (np.full(len(tile) * tile.shape[2], bound, np.float32) for bound in (np.inf, -np.inf))
-    _find_bounds(flat, *steps, np.zeros(features, np.float32), valid, low, high, tile)
+    zeros, valid = np.zeros(features, np.float32), np.empty(n, np.bool_)
+    low, high = (np.full(math.prod(cut_features(features)), bound, np.float32) for bound in (np.inf, -np.inf))
+    if steps[1] == 1:
+        _find_bounds(flat, steps[0], zeros, valid, low, high, empty_tile(features, by_rows=True))
+    else:
+        tile = empty_lanes(features, by_rows=False)
+        _find_bounds_of_frames(flat, steps[1], zeros, valid, low, high, tile, np.empty(tile.shape[1], np.float32))
     return Bounds(valid, low[:features], high[:features])
 
 
 @compiled
-def _sum_moments(flat, row_step, feature_step, centre, labels, magic, square_magic, sums, tile):  # type: ignore[no-untyped-def]
+def _sum_moments(flat, row_step, centre, labels, magic, square_magic, sums, tile):  # type: ignore[no-untyped-def]
     values, (blocks, tile_rows, width) = tile.reshape(-1), tile.shape
-    totals, squares = sums.reshape(-1), 0.0
+    squares = 0.0
     for start in range(0, labels.size, tile_rows):
         rows, good = min(tile_rows, labels.size - start), 0
-        gather_rows(flat, start * row_step, row_step, feature_step, rows, centre, tile)
+        gather_rows(flat, start * row_step, row_step, 1, rows, centre, tile)
         for r in range(rows):
             if labels[start + r] >= 0:
                 good += 1
@@ -86,7 +132,31 @@ def _sum_moments(flat, row_step, feature_step, centre, labels, magic, square_mag
                 for b in range(blocks):
                     for f in range(0, width, SIDE):
                         at = (b * tile_rows + r) * width + f
-                        add_rows(values, at, width, step, magic, totals, b * width + f)
+                        add_rows(values, at, width, step, magic, sums, b * width + f)
+    return squares
+
+
+@compiled
+def _sum_moments_of_frames(flat, feature_step, centre, labels, magic, square_magic, sums, tile, each, block):  # type: ignore[no-untyped-def]
+    """The same of pixels whose features lie apart."""
+    values, (width, across), squares = tile.reshape(-1), tile.shape, 0.0
+    for start in range(0, labels.size, across):
+        rows = min(across, labels.size - start)
+        whole = (rows + LANES - 1) // LANES * LANES
+        for f in range(centre.size):
+            bring_stretch(flat, start + f * feature_step, rows, centre[f], values, f * across)
+        for r in range(whole):
+            if r >= rows or labels[start + r] < 0:
+                for f in range(centre.size):
+                    tile[f, r] = 0
+        for f in range(centre.size):
+            add_stretch(values, f * across, whole, magic, sums, f)
+        each[:] = 0
+        for f in range(0, width, block):
+            for p in range(0, whole, HALF):
+                square_pixels(values, f * across + p, across, min(block, width - f), each, p)
+        for r in range(rows):
+            squares += (each[r] + square_magic) - square_magic
     return squares
 
 
@@ -110,11 +180,16 @@ def sum_moments_cpu(
     squares : float
     """
     flat, *steps = flatten(pixels)
-    tile = empty_tile(centre.size, by_rows=steps[1] == 1)
-    sums = aligned_zeros((len(tile), tile.shape[2]), np.float64)
-    magic = magic_of(quantum), magic_of(square_quantum)
-    squares = _sum_moments(flat, *steps, centre, labels, *magic, sums, tile)
-    return sums.ravel()[: centre.size], float(squares)
+    blocks, block = cut_features(centre.size)
+    sums, magic = aligned_zeros((blocks * block,), np.float64), (magic_of(quantum), magic_of(square_quantum))
+    if steps[1] == 1:
+        tile = empty_tile(centre.size, by_rows=True)
+        squares = _sum_moments(flat, steps[0], centre, labels, *magic, sums, tile)
+    else:
+        tile = empty_lanes(centre.size, by_rows=False)
+        each = np.empty(tile.shape[1])
+        squares = _sum_moments_of_frames(flat, steps[1], centre, labels, *magic, sums, tile, each, block)
+    return sums[: centre.size], float(squares)
 
 
 @compiled(fastmath=FAST)

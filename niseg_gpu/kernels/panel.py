@@ -8,16 +8,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import binding
 
+from niseg_gpu.kernels.lanes import QUAD
 from niseg_gpu.kernels.margins import Doubt, Shift, measure_doubt, measure_shift
-from niseg_gpu.kernels.spectra import LANES
 from niseg_gpu.kernels.tiles import aligned_zeros
-from niseg_gpu.kernels.vectors import SIDE
 
-RUN = 128  # features summed one after another, where centroids are side by side
-# centroids from which on they are; fewer leave lanes empty, and narrower vectors than AVX-512's gain nothing by it
-ABREAST = 9 if binding.get_host_cpu_features().get("avx512f") else 2**31
+RUN, RUNS = 16, 8  # features summed one after another, then so many of these sums, then those
 _LOCK = threading.Lock()  # all threads begin a pass together, and the products below may themselves take all cores
 
 
@@ -27,24 +23,21 @@ class Panel(NamedTuple):
     Attributes
     ----------
     values : float32 array, flat
-        By blocks of features, as tiles are, and `room` centroids, zeros beyond the last: one after another,
-        (blocks, room, width), or abreast, in vectors, (blocks, room / 16, width, 16).
-    abreast : bool
-    norms : (room,) float32 array
-        Their squares, infinite beyond the last: `room` is a multiple of 16.
+        (fours, features, 4): four centroids side by side, zeros beyond the last.
+    norms : (k,) float32 array
+        Their squares.
     doubt : Doubt
     """
 
     values: Any
-    abreast: bool
     norms: Any
     doubt: Doubt
 
 
-def arrange_centroids(centroids: np.ndarray, *, blocks: int, width: int) -> Panel:
-    """Arrange (k, features) float32 centroids for tiles of `blocks` of `width` features."""
+def arrange_centroids(centroids: np.ndarray) -> Panel:
+    """Arrange (k, features) float32 centroids."""
     with _LOCK:
-        return _arrange(_read(centroids), len(centroids), blocks, width, len(centroids) >= ABREAST)
+        return _arrange(_read(centroids), len(centroids))
 
 
 def compare_centroids(before: np.ndarray, now: np.ndarray) -> Shift:
@@ -58,22 +51,16 @@ def _read(centroids: np.ndarray) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _arrange(content: bytes, k: int, blocks: int, width: int, abreast: bool) -> Panel:
+def _arrange(content: bytes, k: int) -> Panel:
     centroids = np.frombuffer(content, np.float32).reshape(k, -1)
-    room = math.ceil(k / LANES) * LANES
-    norms = np.full(room, np.inf, np.float32)
-    norms[:k] = np.einsum("ij,ij->i", centroids, centroids, dtype=np.float64)
-    values = aligned_zeros((blocks, room, width), np.float32)
-    for b in range(blocks):
-        piece = centroids[:, b * width : (b + 1) * width]
-        values[b, :k, : piece.shape[1]] = piece
-    if abreast:
-        turned = aligned_zeros((blocks, room // LANES, width, LANES), np.float32)
-        turned[...] = values.reshape(blocks, room // LANES, LANES, width).swapaxes(2, 3)
-        values = turned
-    steps = min(width, RUN) + blocks * math.ceil(width / RUN) if abreast else width / SIDE + blocks
-    doubt = measure_doubt(centroids, steps=steps, square_steps=width / SIDE)
-    return Panel(values.reshape(-1), abreast, norms, doubt)
+    features, fours = centroids.shape[1], math.ceil(k / QUAD)
+    norms = np.einsum("ij,ij->i", centroids, centroids, dtype=np.float64).astype(np.float32)
+    values = aligned_zeros((fours, features, QUAD), np.float32)
+    for c, centroid in enumerate(centroids):
+        values[c // QUAD, :, c % QUAD] = centroid
+    steps = min(features, RUN) + RUNS + math.ceil(features / (RUN * RUNS))
+    doubt = measure_doubt(centroids, steps=steps)
+    return Panel(values.reshape(-1), norms, doubt)
 
 
 @lru_cache(maxsize=1)

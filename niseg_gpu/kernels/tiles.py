@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled
+from niseg_gpu.kernels.lanes import SPAN, turn_listed
 from niseg_gpu.kernels.spectra import bring_line
 from niseg_gpu.kernels.vectors import SIDE, turn_square
 
 FEATURES = 768  # of a block, summed in one go
 TILE_BYTES = 256 * 1024  # where features lie apart: the more pixels, the longer the stretches that are read
-LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile; multiples of 24, so that rows go by 3, 4, 6, 8 and 12
+LEAST_ROWS, MOST_ROWS = 24, 384  # of a tile
 LINE = 64  # bytes
 FAST = {"reassoc", "contract", "nsz"}  # lets the compiler sum in lanes, in the same order each time
 DTYPES = frozenset(np.dtype(t) for t in ("float32", "uint16", "int16", "uint8"))  # read as they are
@@ -43,24 +44,40 @@ def gather_rows(flat, origin, row_step, feature_step, rows, mean, tile):  # type
 
 
 @compiled
-def gather_listed(flat, row_step, numbers, first, rows, mean, tile):  # type: ignore[no-untyped-def]
-    """The same of the pixels with the numbers from ``numbers[first]`` on, whose features lie together."""
-    blocks, tile_rows, width = tile.shape
-    lines = tile.reshape(-1)
-    for b in range(blocks):
-        before = b * width
-        n = min(width, mean.size - before)
-        for r in range(rows):
-            start = numbers[first + r] * row_step + before
-            bring_line(flat, start, mean, before, n, lines, (b * tile_rows + r) * width)
+def turn_rows(flat, row_step, numbers, first, rows, mean, tile):  # type: ignore[no-untyped-def]
+    """Bring pixels whose features lie together into a tile (features, pixels), in float32 and less the mean.
+
+    Their numbers are those from ``numbers[first]`` on.
+    """
+    values, across = tile.reshape(-1), tile.shape[1]
+    whole_rows, whole = rows // SIDE * SIDE, mean.size // SIDE * SIDE
+    for r in range(0, whole_rows, SIDE):
+        for f in range(0, whole, SIDE):
+            turn_listed(flat, row_step, numbers, first + r, f, mean, values, f * across + r, across)
+    for r in range(rows):
+        start = numbers[first + r] * row_step
+        for f in range(whole if r < whole_rows else 0, mean.size):
+            tile[f, r] = np.float32(flat[start + f]) - mean[f]
+
+
+def cut_features(features: int) -> tuple[int, int]:
+    """How many blocks features are cut into, and how many there are in each: whole vectors."""
+    blocks = math.ceil(features / FEATURES)
+    return blocks, math.ceil(math.ceil(features / blocks) / SIDE) * SIDE
 
 
 def empty_tile(features: int, *, by_rows: bool) -> np.ndarray:
     """A tile (blocks, rows, features of a block), filled up with zeros to whole vectors."""
-    blocks = math.ceil(features / FEATURES)
-    width = math.ceil(math.ceil(features / blocks) / SIDE) * SIDE
+    blocks, width = cut_features(features)
     rows = TILE_BYTES // (4 * blocks * width) // LEAST_ROWS * LEAST_ROWS
     return aligned_zeros((blocks, min(max(rows, LEAST_ROWS), LEAST_ROWS if by_rows else MOST_ROWS), width), np.float32)
+
+
+def empty_lanes(features: int, *, by_rows: bool) -> np.ndarray:
+    """A tile (features, pixels), filled up with zeros to whole vectors of features, for one span of pixels or more."""
+    width = math.ceil(features / SIDE) * SIDE
+    spans = 1 if by_rows else max(1, min(TILE_BYTES // (4 * width * SPAN), MOST_ROWS // SPAN))
+    return aligned_zeros((width, spans * SPAN), np.float32)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
