@@ -302,13 +302,14 @@ class Feed:
 
 
 def _run_threads(feed: Feed, work: Callable[[], None], workers: int) -> None:
-    """Work in threads until nothing is left, or one of them fails."""
+    """Work in threads, of which this is one, until nothing is left or one of them fails."""
     readers = min(READERS, len(feed.unread))
-    with ThreadPoolExecutor(workers + readers) as pool:
-        jobs = [pool.submit(feed.read_ahead) for _ in range(readers)] + [pool.submit(work) for _ in range(workers)]
+    with ThreadPoolExecutor(workers - 1 + readers) as pool:
+        jobs = [pool.submit(feed.read_ahead) for _ in range(readers)] + [pool.submit(work) for _ in range(workers - 1)]
         try:
             for job in jobs:
                 job.add_done_callback(lambda job: feed.stop() if job.exception() else None)
+            work()
             for job in jobs:
                 job.result()
         finally:
