@@ -28,7 +28,7 @@ def run_script(folder: Path, script: str, *arguments: object) -> str:
     file.write_text(textwrap.dedent(script))
     command = [sys.executable, file, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -101,6 +101,30 @@ A_WORKER_ENDS = """
 """
 
 
-def test_a_worker_that_is_lost_is_told(tmp_path: Path) -> None:
-    told = run_script(tmp_path, A_WORKER_ENDS)
+A_WORKER_ENDS_WITH_RESULTS = """
+    import os, signal, threading
+    import distributed
+    from niseg_gpu import UserError
+    from niseg_gpu.kmeans import spread
+    if __name__ == "__main__":
+        spread.WATCH_SECONDS = 1
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            with distributed.Client(cluster) as client:
+                first = cluster.workers[0]
+                jobs = [client.submit(bytes, 9, workers=[first.worker_address])]
+                distributed.wait(jobs)
+                known = first.worker_address
+                os.kill(first.process.pid, signal.SIGSTOP)  # what it has is known, and does not come
+                threading.Timer(0.5, os.kill, (first.process.pid, signal.SIGKILL)).start()
+                try:
+                    spread.collect(client, jobs, workers=[known])
+                except UserError as error:
+                    print(error)
+                print(client.submit(sum, [1, 2]).result())
+"""
+
+
+@pytest.mark.parametrize("script", [A_WORKER_ENDS, A_WORKER_ENDS_WITH_RESULTS], ids=["at work", "with results"])
+def test_a_worker_that_is_lost_is_told(tmp_path: Path, script: str) -> None:
+    told = run_script(tmp_path, script)
     assert "is gone, and its pixels with it; start anew" in told and told.startswith("worker tcp://")

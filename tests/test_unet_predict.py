@@ -21,8 +21,6 @@ from niseg_gpu.unet.model import apply_network, init_weights
 from niseg_gpu.unet.normalise import Normalisation, fit_normalisation
 from niseg_gpu.unet.predict import plan_memory, predict_unet
 
-RNG = np.random.default_rng(0)
-
 
 def make_model(config: UNetConfig, normalisation: Normalisation | None = None, **more: object) -> UNetModel:
     """A network whose answers vary: weights and biases drawn at random."""
@@ -39,7 +37,7 @@ DEEP = make_model(UNetConfig(base_depth=6, levels=3, block="residual", attention
 
 
 def draw(*shape: int) -> np.ndarray:
-    return RNG.normal(100, 20, shape).astype(np.float32)
+    return np.random.default_rng(shape).normal(100, 20, shape).astype(np.float32)
 
 
 def whole(image: np.ndarray, model: UNetModel) -> np.ndarray:

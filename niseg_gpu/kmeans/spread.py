@@ -11,6 +11,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import Any
 
@@ -102,17 +103,21 @@ def collect(client: Any, jobs: Any, *, workers: Iterable[str] = (), mend: str = 
     mend : str
         What is lost with a worker, and what to do.
     """
-    waiting = sys.modules["distributed"]
-    while True:
+    with ThreadPoolExecutor(1) as aside:  # `gather` takes no time limit, and what it brings may take long to come
+        coming = aside.submit(client.gather, jobs)
         try:
-            waiting.wait(list(jobs.values() if isinstance(jobs, dict) else jobs), timeout=WATCH_SECONDS)
-            return client.gather(jobs)
-        except TimeoutError:
-            there = set(_workers_of(client))
-            lost = set(workers) - there
-            if lost or not there:
-                who = f"worker {', '.join(sorted(lost))} is" if lost else "all workers are"
-                raise UserError(f"{who} gone, {mend}") from None
+            while True:
+                wait([coming], timeout=WATCH_SECONDS)
+                if coming.done():
+                    return coming.result()
+                there = set(_workers_of(client))
+                lost = set(workers) - there
+                if lost or not there:
+                    who = f"worker {', '.join(sorted(lost))} is" if lost else "all workers are"
+                    raise UserError(f"{who} gone, {mend}")
+        finally:
+            if not coming.done():
+                client.cancel(jobs, force=True)  # which ends the waiting too
 
 
 def _workers_of(client: Any) -> list[str]:
