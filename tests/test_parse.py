@@ -79,11 +79,43 @@ def test_overrides(tmp_path: Path) -> None:
         ("kmens.n_clusters=2", "no step 'kmens'; did you mean 'kmeans'"),
         ("kmeans.clusters=2", "kmeans has no parameter 'clusters'; did you mean 'n_clusters'"),
         ("kmeans.n_clusters=many", "kmeans: n_clusters is 'many'"),
+        ("kmeans.n_clusters=true", "kmeans: n_clusters is true; a number is needed: Number of clusters"),
+        ("kmeans.features={x: 1, x: 2}", "--set kmeans.features names 'x' twice"),
     ],
 )
 def test_a_wrong_override_is_told(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_pipeline(written(tmp_path, YAML), overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "text, override, message",
+    [
+        ("input: a\nsteps: [kmeans]\noutput: 5", "output.path=out", "output got 5; allowed: parameters by name"),
+        ("input: a\nsteps: 5", "kmeans.n_clusters=2", "steps is a list; got int"),
+        ("input: a\nsteps: [{kmeans: 5}]", "kmeans.n_clusters=2", "kmeans got 5; allowed: parameters by name"),
+    ],
+)
+def test_an_override_of_what_is_no_mapping_is_told(tmp_path: Path, text: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_pipeline(written(tmp_path, text), overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "text, name, line",
+    [
+        ("input: a\nsteps: [kmeans]\ninput: b", "input", 1),
+        ("input: a\nsteps:\n  - kmeans: {n_clusters: 2, seed: 1, n_clusters: 3}", "n_clusters", 3),
+    ],
+)
+def test_a_name_given_twice_is_told(tmp_path: Path, text: str, name: str, line: int) -> None:
+    with pytest.raises(UserError, match=rf"p\.yaml names '{name}' twice in the mapping of line {line}; keep one"):
+        read_pipeline(written(tmp_path, text))
+
+
+def test_a_list_inside_itself_ends(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a step is a name"):
+        read_pipeline(written(tmp_path, "input: a\nsteps: &steps [*steps]"))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +131,7 @@ def test_a_wrong_override_is_told(tmp_path: Path, override: str, message: str) -
         ({"steps": [{"remove_spots": {"threshold": 1, "kind": "white"}}]}, "kind is 'white'; input should be 'bright'"),
         ({"steps": [{"remove_spots": 5}]}, "remove_spots got 5; allowed: parameters by name"),
         ({"steps": [{"kmeans": {"n_clusters": 2.5}}]}, "n_clusters is 2.5"),
+        ({"steps": [{"use": ["kmeans"]}]}, r"unknown step \['kmeans'\]; did you mean"),
         ({"steps": [{"kmeans": {}}, "scale_spectra"]}, "kmeans ends the pipeline"),
         ({"steps": [{"kmeans": {}, "scale_spectra": {}}]}, "a step has one name; got kmeans, scale_spectra"),
         ({"steps": "kmeans"}, "steps is a list; got str"),
@@ -129,6 +162,12 @@ def test_a_wrong_pipeline_is_told_in_one_line(change: dict, message: str) -> Non
 def test_a_file_that_is_no_pipeline(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_pipeline(written(tmp_path, text, name))
+
+
+def test_a_pipeline_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_bytes("input: \xfcber".encode("latin-1"))
+    with pytest.raises(UserError, match="can't read the pipeline .*byte 0xfc.*; save it as UTF-8 text"):
+        read_pipeline(tmp_path / "p.yaml")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -107,6 +107,10 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
     """Validate `values`, turning the first complaint into one line that names the parameter and what is allowed."""
     if not isinstance(values, dict):
         raise UserError(f"{where} got {values!r}; allowed: parameters by name, such as {{{_example(model)}}}")
+    for name, field in model.model_fields.items():
+        value, types = values.get(name), set(re.findall(r"\w+", str(field.annotation)))
+        if isinstance(value, bool) and types & {"int", "float"} and not types & {"bool", "Any"}:  # pydantic takes it
+            raise UserError(f"{where}: {name} is {str(value).lower()}; a number is needed: {field.description}")
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -153,7 +153,7 @@ def _parse_step(step: Any, base: Path | None) -> Step:
         ((name, parameters),) = step.items()
     else:
         raise UserError(f"a step has one name; got {', '.join(map(str, step))} (indent its parameters under it)")
-    if name not in OPS:
+    if not isinstance(name, str) or name not in OPS:
         raise UserError(f"unknown step {name!r}{suggest(str(name), OPS)}")
     parameters = dict(parameters or {}) if isinstance(parameters, Mapping | None) else parameters
     model = parameters_of(name)
@@ -197,8 +197,10 @@ def read_pipeline(path: str | Path, *, overrides: list[str] | None = None) -> Pi
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read the pipeline {path}: {getattr(error, 'strerror', None) or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"can't read the pipeline {path}: {error}; save it as UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"can't read the pipeline {path}: {error.strerror}; check the path") from None
     mapping = _load_toml(path, text) if path.suffix.lower() == ".toml" else _load_yaml(str(path), text)
     if not isinstance(mapping, dict):
         raise UserError(f"{path} holds no pipeline: a mapping with input and steps was expected")
@@ -211,9 +213,29 @@ def _load_yaml(where: str, text: str) -> Any:
     import yaml
 
     try:
+        _refuse_twice(where, yaml.compose(text, yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {error}") from None
+
+
+def _refuse_twice(where: str, root: Any) -> None:
+    """Refuse a name that stands twice in one mapping: YAML's reader takes the last one and says nothing."""
+    left, seen = [root] if root is not None else [], set()
+    while left:
+        node = left.pop()
+        if id(node) in seen or not isinstance(node.value, list):  # an alias may lead back
+            continue
+        seen.add(id(node))
+        if node.id == "mapping":
+            names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            for name in names:
+                if names.count(name) > 1:
+                    line = node.start_mark.line + 1
+                    raise UserError(f"{where} names {name!r} twice in the mapping of line {line}; keep one of them")
+            left += [value for _, value in node.value]
+        else:
+            left += node.value
 
 
 def _load_toml(path: Path, text: str) -> Any:
@@ -233,9 +255,12 @@ def _override(mapping: dict[str, Any], override: str) -> None:
     value = _load_yaml(f"--set {key}", text)
     if section in ("input", "output", "compute"):
         current = mapping.get(section) or {}
-        mapping[section] = {**({"path": current} if isinstance(current, str) else current), name: value}
+        current = {"path": current} if isinstance(current, str) and section == "input" else current
+        mapping[section] = _with(current, name, value, where=section)
         return
     steps = mapping.get("steps") or []
+    if not isinstance(steps, list):
+        raise UserError(f"steps is a list; got {type(steps).__name__}")
     named = [i for i, step in enumerate(steps) if _name_of(step) == section]
     if not named:
         raise UserError(
@@ -249,7 +274,14 @@ def _override(mapping: dict[str, Any], override: str) -> None:
     if isinstance(step, dict) and "use" in step:
         steps[named[0]] = {**step, name: value}
     else:
-        steps[named[0]] = {section: {**((step[section] or {}) if isinstance(step, dict) else {}), name: value}}
+        current = (step[section] or {}) if isinstance(step, dict) else {}
+        steps[named[0]] = {section: _with(current, name, value, where=section)}
+
+
+def _with(parameters: Any, name: str, value: Any, *, where: str) -> dict[str, Any]:
+    if not isinstance(parameters, dict):
+        raise UserError(f"{where} got {parameters!r}; allowed: parameters by name, such as {{{name}: {value}}}")
+    return {**parameters, name: value}
 
 
 def _name_of(step: Any) -> str:
