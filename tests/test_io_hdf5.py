@@ -165,6 +165,14 @@ def test_refuses_what_is_no_stack(tmp_path, cube):
         open_hdf5(tmp_path / "b.h5")
 
 
+@pytest.mark.parametrize("link", [h5py.SoftLink("/nowhere"), h5py.ExternalLink("gone.h5", "/image")])
+def test_a_link_to_nowhere_is_told(tmp_path, link):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["image"] = link
+    with pytest.raises(UserError, match=r"a\.h5: 'image' is a link to what is not there"):
+        open_hdf5(tmp_path / "a.h5", "image")
+
+
 def test_broken_files_are_named(tmp_path, cube):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         noise = np.random.default_rng(0).random((4, 50, 50))

@@ -133,6 +133,8 @@ def test_a_binary_file_is_no_table(run, tmp_path):
         ("ShutterTimes", ["0\t0.001"], r"line 1 is '0.+0\.001'; allowed: 3 numbers"),
         ("ShutterCount", COUNTS[:1] + COUNTS[2:], r"lists 1 used shutters, the time axis has 2 windows"),
         ("ShutterCount", ["0\t1", "1\t2", "2\t3"], r"lists 3 used shutters, the time axis has 2 windows"),
+        ("ShutterCount", ["0\t100", "1\t-7"], "gives shutter 1 -7 triggers; allowed: whole numbers above 0"),
+        ("ShutterCount", ["0\t100.5", "1\t7"], "gives shutter 0 100.5 triggers; allowed: whole numbers above 0"),
         ("ShutterCount", ["0\tmany"], "line 1 is '0.+many'; allowed: 2 numbers"),
     ],
 )

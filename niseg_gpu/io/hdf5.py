@@ -175,7 +175,12 @@ def _look_up(file: h5py.File, dataset: str | None, path: Path) -> h5py.Dataset |
     if dataset not in file:
         names = [item.name for item in _datasets(file) if item.ndim >= 2]
         raise UserError(f"{path}: holds no dataset {dataset!r}{suggest(dataset, names)}")
-    return file[dataset]
+    try:
+        return file[dataset]
+    except KeyError as error:  # a link to another place or file
+        raise UserError(
+            f"{path}: {dataset!r} is a link to what is not there ({error.args[0]}); copy the file it leads to beside it"
+        ) from error
 
 
 def _only_dataset(group: h5py.Group, path: Path) -> h5py.Dataset:

@@ -59,6 +59,11 @@ def read_sidecars(
     attrs: dict[str, Any] = {"shutter_windows": [[int(a), int(b)] for a, b in windows]}
     if files["shuttercount"] is not None:
         counts = _used(_table(files["shuttercount"], columns=2)[:, 1])
+        if len(wrong := np.flatnonzero((counts < 0) | (counts % 1 != 0))):
+            raise UserError(
+                f"{files['shuttercount']} gives shutter {wrong[0]} {counts[wrong[0]]:g} triggers; allowed: whole "
+                "numbers above 0, then 0 for shutters that were not used; repair the file"
+            )
         if len(counts) != len(windows):
             raise UserError(
                 f"{files['shuttercount']} lists {len(counts)} used shutters, the time axis has {len(windows)} windows; "
