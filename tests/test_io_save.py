@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.io import writers
 from niseg_gpu.io.hdf5 import open_hdf5
 from niseg_gpu.io.npy import open_npy
-from niseg_gpu.io.save import save
+from niseg_gpu.io.save import save, save_together
 from niseg_gpu.io.zarr import open_zarr
 
 OPEN = {".zarr": open_zarr, ".h5": open_hdf5, ".nxs": open_hdf5, ".hdf5": open_hdf5, ".npy": open_npy}
@@ -281,6 +282,29 @@ def test_full_disk_is_told_in_one_line(tmp_path, stack, monkeypatch):
     with pytest.raises(UserError, match=r"out\.h5: no room: 0\.00 GB to write, .* GB free"):
         save(stack, tmp_path / "out.h5")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_the_system_refuses_is_told_in_one_line(tmp_path, stack, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error", str(tmp_path / "part"))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(UserError, match=r"out\.npy can't be written: Input/output error \(.*part\)$"):
+        save(stack, tmp_path / "out.npy")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("second", "where"), [("../b/a.zarr", "twice"), ("a.zarr/b.npy", "inside")])
+def test_two_outputs_need_two_places(tmp_path, stack, second, where):
+    (tmp_path / "b").mkdir()
+    save(stack, tmp_path / "b" / "a.zarr")
+    before = read(tmp_path / "b" / "a.zarr")
+    with pytest.raises(UserError, match=f"is to be written {where}.*; give each output a place of its own"):
+        save_together(
+            {tmp_path / "b" / "a.zarr": stack + 1, tmp_path / "b" / second: stack},
+            overwrite=True,
+        )
+    np.testing.assert_array_equal(read(tmp_path / "b" / "a.zarr"), before)
 
 
 @pytest.mark.parametrize("ending", [".zarr", ".tif"])

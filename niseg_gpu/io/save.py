@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ def save_together(
     """Save several stacks in one pass over their blocks, so that what they share is computed once; see `save`."""
     for path in stacks:
         check_target(path, overwrite=overwrite)
+    check_apart(list(stacks))
     blocks = {path: _as_blocks(stack, path) for path, stack in stacks.items()}
     try:
         with ExitStack() as moves:
@@ -82,9 +83,11 @@ def save_together(
             for path in stacks:
                 check_target(path, overwrite=overwrite)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         first = next(iter(stacks))
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{first} can't be written: {error.strerror or error} ({error.filename or first})"
+            ) from error
         free, need = shutil.disk_usage(first.parent).free / 1e9, sum(data.nbytes for data in blocks.values()) / 1e9
         raise UserError(
             f"{first}: no room: {need:.2f} GB to write, {free:.2f} GB free; free some or save elsewhere"
@@ -111,6 +114,16 @@ def _as_blocks(stack: xr.DataArray, path: Path) -> da.Array:
         data = da.from_array(data, chunks=(min(rows, data.shape[0]), *data.shape[1:]), name=False)
     native = data.dtype.newbyteorder("=")
     return data if data.dtype == native else data.astype(native)
+
+
+def check_apart(paths: Sequence[Path]) -> None:
+    """Raise a UserError if two of `paths` are one place, or one lies in another: the second would replace the first."""
+    places = [path.resolve() for path in paths]
+    for i, place in enumerate(places):
+        for j, other in enumerate(places):
+            if i != j and place.is_relative_to(other):
+                where = "twice" if place == other else f"inside {paths[j]}"
+                raise UserError(f"{paths[i]} is to be written {where}; give each output a place of its own")
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:

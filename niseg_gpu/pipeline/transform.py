@@ -51,13 +51,14 @@ def transform_file(
         What was written and what was found, a line each.
     """
 
-    from niseg_gpu.io.save import check_target, save, save_together
+    from niseg_gpu.io.save import check_apart, check_target, save, save_together
 
     targets = [Path(p) for p in (out, mask) if p is not None]
     for target in targets:
         check_target(target, overwrite=overwrite)
     if spectra is not None:
         _check_csv(Path(spectra), overwrite=overwrite)
+    check_apart([Path(p) for p in (out, mask, spectra) if p is not None])
     provenance = pipeline.as_mapping()
     with ExitStack() as stack:
         session = open_session(pipeline, client=stack.enter_context(workers_of(pipeline.compute)))
@@ -102,5 +103,9 @@ def watched(session: Session, image: xr.DataArray, progress: Any) -> xr.DataArra
 def _check_csv(path: Path, *, overwrite: bool) -> None:
     if path.suffix.lower() != ".csv":
         raise UserError(f"{path}: unknown format {path.suffix!r}; allowed: .csv")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; give another name, or replace it with --overwrite")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: no folder {path.parent}; make it first")
