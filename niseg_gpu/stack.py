@@ -27,6 +27,11 @@ class NamesFile:
     suffix: str
 
 
+def dtype_for_steps(dtype: np.dtype) -> np.dtype:
+    """The type that steps get for a file's: masks as numbers, half precision as float32, for none computes in it."""
+    return {np.dtype(bool): np.dtype(np.uint8), np.dtype(np.float16): np.dtype(np.float32)}.get(dtype, dtype)
+
+
 @dataclass(frozen=True)
 class StackInfo:
     """Axes, dtype, coordinates and attributes of a stack.
@@ -54,6 +59,12 @@ class StackInfo:
         first = stack.dims[0]
         coords = {str(k): v.values for k, v in stack.coords.items() if v.dims == (first,)}
         return cls(tuple(map(str, stack.dims)), stack.shape, stack.dtype, coords, dict(stack.attrs))
+
+    @classmethod
+    def for_steps(cls, stack: xr.DataArray) -> StackInfo:
+        """As steps are given it: see `dtype_for_steps`."""
+        info = cls.of(stack)
+        return info.with_(dtype=dtype_for_steps(info.dtype))
 
     @property
     def quantity(self) -> str:

@@ -195,6 +195,22 @@ def test_a_bad_value_is_named_with_its_file_and_place(value, dtype, what) -> Non
     assert line.startswith("input: 1 ") and line.endswith("values kept")
 
 
+@pytest.mark.parametrize(("dtype", "worked"), [(np.float16, np.float32), (bool, np.uint8)])
+def test_masks_and_half_precision_are_worked_on_as_what_holds_them(dtype, worked) -> None:
+    stack = tof_run()
+    stack = stack.copy(data=(stack.values > 29) if dtype is bool else stack.values / 7).astype(dtype)
+    steps = [{"remove_spots": {"threshold": 0.5}}, {"rebin_tof": {"factor": 2}}, "scale_spectra"]
+    beam = tof_run(1, mean=60)
+    for some in ([], steps[:1], steps, [*steps[:2], "normalize"]):
+        found, _ = run(stack, some, beam)
+        expected, _ = run(stack.astype(worked), some, beam)
+        for each, same in zip(found, expected, strict=True):
+            assert each.dtype == same.dtype and each.dtype != dtype or each.dtype == bool
+            np.testing.assert_array_equal(each, same)
+    assert run(stack, [], beam)[0][0].dtype == worked
+    assert cluster_stack(stack, n_clusters=2).inertia == cluster_stack(stack.astype(worked), n_clusters=2).inertia
+
+
 def test_each_engines_blocks_are_worked_on_by_its_own_kernels_in_other_processes_too(monkeypatch) -> None:
     took, real = [], Cpu.replace_spots
     monkeypatch.setattr(Cpu, "replace_spots", lambda self, *a, **k: took.append(self.kernels) or real(self, *a, **k))

@@ -14,6 +14,7 @@ from niseg_gpu.backend import working_on
 from niseg_gpu.chunks import Region, locate, widen
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.values import ValueCheck
+from niseg_gpu.stack import dtype_for_steps
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -116,6 +117,7 @@ class BlockRun:
         aside = {key: run._take(self._beside(wide, run), left, own=own)[0] for key, run in self.references.items()}
         with findings.collect(counted) as tally:
             self.check(block, wide)
+        block = block.astype(dtype_for_steps(block.dtype), copy=False)
         self.clock.add_findings(f"{self.of}input", tally)
         with self.clock.timing("to device", block.nbytes):
             block = self.backend.from_host(block)

@@ -159,7 +159,7 @@ class Engine:
         dark: xr.DataArray | None = None,
     ) -> list[Stage]:
         """Check and fit each step on the stack as it reaches it; without `reading`, no data are read."""
-        info, stages = StackInfo.of(stack), []
+        info, stages = StackInfo.for_steps(stack), []
         for i, step in enumerate(steps):
             op, done = OPS[step.name], list(stages)
             before = Before(
@@ -185,7 +185,7 @@ class Engine:
         if "tof" not in stack.dims:
             steps = [s for s in steps if s.name != "assign_wavelength"]
         stages = self.fit(stack, steps, reading=reading)
-        info = stages[-1].info if stages else StackInfo.of(stack)
+        info = stages[-1].info if stages else StackInfo.for_steps(stack)
         return Reference(info, stack, stages, lambda: self.to_host(self.map_stages(stack, stages).image))
 
     def to_host(self, stack: xr.DataArray) -> xr.DataArray:
@@ -218,7 +218,7 @@ class Engine:
         )
         axis = 0 if len(regions) > 1 and regions[0][0] != regions[1][0] else stack.ndim - 2
         if samples is not None:
-            before = [StackInfo.of(stack), *(stage.info for stage in stages)]
+            before = [StackInfo.for_steps(stack), *(stage.info for stage in stages)]
             samples.prepare(stages, before, n_blocks=len(regions))
         run = BlockRun(self.backend, self.clock, stack, stages, bad_values=self.bad_values, samples=samples)
         outputs = _outputs(stack, stages)
@@ -238,7 +238,7 @@ class Engine:
 
 def _outputs(stack: xr.DataArray, stages: Sequence[Stage]) -> list[tuple[str, StackInfo, np.dtype]]:
     """Name, axes and dtype of what a block's task returns: the image, the masks, the mean image where one is taken."""
-    infos = [StackInfo.of(stack), *(stage.info for stage in stages)]
+    infos = [StackInfo.for_steps(stack), *(stage.info for stage in stages)]
     masked = [stage.info for stage in stages if stage.op.mask]
     names = ["spots", *(f"spots_{n}" for n in range(2, len(masked) + 1))]
     outputs = [("image", infos[-1], infos[-1].dtype)]

@@ -62,7 +62,7 @@ def _tests(block: np.ndarray) -> list[tuple[str, np.ndarray]]:
             clean = np.isfinite(np.sum(block, dtype=np.float64))
         if not clean:
             found = [("NaN", np.isnan(block)), ("Inf", np.isinf(block))]
-    else:
+    elif block.dtype.kind in "iu":
         if block.dtype.kind == "i" and block.min() < 0:
             found.append(("negative", block < 0))
         if block.dtype.itemsize <= 2 and block.max() == np.iinfo(block.dtype).max:
