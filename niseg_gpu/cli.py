@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.set_threshold(MANY_OBJECTS)
     atexit.register(gc.freeze)  # or Python takes down object after object what the system frees at once: most of 1 s
     complaint = ""
+    _show_any_name()
     try:
         options = build_parser().parse_args(argv)
         _set_up_logging(options)
@@ -66,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = 1
     except Exception as error:
         logging.getLogger("niseg_gpu").debug("the traceback of the fault", exc_info=True)
-        told = f"{type(error).__name__}: {str(error)[:300]}"
-        complaint, status = f"a fault of ours: {told}; please report it with the traceback that --verbose shows", 1
+        complaint, status = _explain(error)
     if complaint:
         print("niseg-gpu:", " ".join(complaint.split()), file=sys.stderr)
     sys.exit(status)
@@ -88,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_options(run)
     check = add_command(commands, "check", _check, "Check a pipeline: everything that can be known without computing.")
     check.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
-    _add_overrides(check)
+    _add_run_options(check)
 
     demo = add_command(commands, "demo", _demo, "Simulate a time-of-flight run and segment it.")
     demo.add_argument("--out", default="niseg-demo", help="folder to make (default: niseg-demo)")
@@ -120,6 +122,24 @@ def build_parser() -> argparse.ArgumentParser:
     for name in OPS:
         _add_step(commands, name, summary_of(name))
     return parser
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Complaint and status: what the machine has no more of is for the user to mend, all else a fault of ours."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = error.filename or "the output, or for a temporary file"
+        return f"no room for {where} ({error.strerror}); free some, or write elsewhere", 2
+    told = f"{type(error).__name__}: {str(error)[:300]}"
+    if "can't start new thread" in told:
+        return f"no more threads may be started ({told}); raise the limits of memory or of processes", 2
+    return f"a fault of ours: {told}; please report it with the traceback that --verbose shows", 1
+
+
+def _show_any_name() -> None:
+    """Let no letter stop the output: terminals that lack it, and names of files in another encoding, are there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _version() -> str:
@@ -203,6 +223,8 @@ def _set_up_logging(options: argparse.Namespace) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("niseg-gpu: %(message)s"))
     handler.setLevel(level)
+    if not options.verbose:  # what the libraries log of a broken file is in our one line
+        logging.getLogger().addHandler(logging.NullHandler())
     logger = logging.getLogger("niseg_gpu")
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG)
@@ -254,7 +276,7 @@ def _check(options: argparse.Namespace) -> None:
     from niseg_gpu.pipeline.workers import tell_workers
 
     pipeline = _read(options)
-    check_folder(Path(pipeline.output.path), overwrite=False, sign=SIGN)
+    check_folder(Path(pipeline.output.path), overwrite=options.overwrite, sign=SIGN)
     session = open_session(pipeline, reading=False)
     sample = session.inputs.sample
     lines = [f"{'input':<18} {_axes(sample.dims, sample.shape)} {sample.dtype}, {sample.nbytes / 1e9:.3g} GB"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -61,6 +62,9 @@ def test_run_check_and_run_again(niseg, pipeline: Path) -> None:
     assert out.rstrip().endswith(f"report: {pipeline.parent / 'out' / 'report.html'}")
     status, out, err = niseg("run", pipeline)
     assert (status, out) == (2, "") and err.count("\n") == 1 and "out exists; give another name" in err
+    for options in (("--overwrite",), ("--out", pipeline.parent / "other")):
+        status, out, err = niseg("check", pipeline, *options)
+        assert (status, err) == (0, "") and "all is well" in out
     status, out, err = niseg("run", pipeline, "--overwrite", "--quiet", "--set", "kmeans.n_clusters=2")
     assert (status, out, err) == (0, "", "")
     record = json.loads((pipeline.parent / "out" / "run.json").read_text())
@@ -108,6 +112,52 @@ def test_a_threshold_that_marks_much_is_warned_of_in_one_step_too(niseg, frame: 
     assert status == 0
     (spots,) = re.findall(r"remove_spots: (\d+) spots replaced", said)
     assert f"warning: {spots} of {tifffile.imread(frame).size} values (" in said and "the threshold is too low" in said
+
+
+def test_outputs_that_can_not_be_are_told_before_work(niseg, frame: Path, data: Path, tmp_path: Path) -> None:
+    out, gone = tmp_path / "o.npy", tmp_path / "no" / "s.csv"
+    before = set(tmp_path.iterdir())
+    spots = niseg("remove-spots", frame, out, "--threshold", 9, "--mask", out)
+    nowhere = niseg("kmeans", data / "sample", out, "--spectra", gone)
+    assert [spots[0], nowhere[0]] == [2, 2]
+    assert (
+        "o.npy is to be written twice" in spots[2] and f"{gone}: no folder {gone.parent}; make it first" in nowhere[2]
+    )
+    assert set(tmp_path.iterdir()) == before
+
+
+def run_apart(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """The command in a process of its own, with what the system gives it."""
+    command = [sys.executable, "-m", "niseg_gpu", *map(str, arguments)]
+    return subprocess.run(command, **{"capture_output": True, "timeout": 300, **options})
+
+
+def test_a_broken_file_is_one_line_whatever_libraries_log(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((5, 16, 17), np.uint16))
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content[: len(content) // 2])
+    found = run_apart("remove-spots", tmp_path / "a.tif", tmp_path / "b.tif", "--threshold", 9)
+    assert found.returncode == 2 and found.stderr.count(b"\n") == 1 and b"breaks off after 1" in found.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, and a device that is full")
+def test_no_letter_and_no_full_output_is_a_fault(tmp_path: Path) -> None:
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    told = run_apart("select-tof", "--help", env=plain)
+    assert told.returncode == 0 and b"wavelength" in told.stdout
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/r\xfcckseite")  # as Latin-1 has it
+    os.mkdir(folder)
+    tifffile.imwrite(Path(folder, "a.tif"), np.ones((9, 9), np.uint16))
+    out = Path(folder, "out.npy")
+    found = run_apart("remove-spots", Path(folder, "a.tif"), out, "--threshold", 9)
+    assert (found.returncode, found.stderr) == (0, b"") and b"out.npy" in found.stdout and out.exists()
+    Path(folder, "p.yaml").write_text("input: a.tif\nsteps: [{kmeans: {n_clusters: 1}}]\noutput: {path: out}")
+    found = run_apart("run", Path(folder, "p.yaml"))
+    assert (found.returncode, found.stderr) == (0, b"") and b"report: " in found.stdout
+    assert "ckseite" in Path(folder, "out", "report.html").read_text(encoding="utf-8")
+    with open("/dev/full", "w") as full:
+        found = run_apart("info", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert found.returncode == 2 and found.stderr.count(b"\n") == 1 and b"no room for the output" in found.stderr
 
 
 def test_nan_may_replace_spots_by_its_name(niseg, frame: Path, tmp_path: Path) -> None:
@@ -257,6 +307,15 @@ def test_too_little_memory_is_one_line_for_the_user(niseg, pipeline: Path, monke
     monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", fail)
     status, _, err = niseg("run", pipeline)
     assert status == 2 and err.count("\n") == 1 and "not enough memory; give smaller data" in err and "73 GiB" in err
+
+
+def test_too_few_threads_are_one_line_for_the_user(niseg, pipeline: Path, monkeypatch) -> None:
+    def fail(*args, **kwargs):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", fail)
+    status, _, err = niseg("run", pipeline)
+    assert status == 2 and err.count("\n") == 1 and "no more threads may be started" in err
 
 
 def test_a_fault_of_ours_is_status_1_and_no_traceback(niseg, pipeline: Path, monkeypatch) -> None:

@@ -21,8 +21,9 @@ def to_json(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` readable by people."""
-    path.write_text(json.dumps(content, indent=2, default=to_json, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `content` readable by people; bytes of names that are no UTF-8 as JSON's escapes."""
+    text = json.dumps(content, indent=2, default=to_json, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_array(group: Any, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: Any) -> None:

@@ -152,7 +152,7 @@ def _log_to(path: Path) -> Any:
 
     @contextmanager
     def logging_to_file() -> Any:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         try:
