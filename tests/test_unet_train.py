@@ -122,7 +122,7 @@ def test_volumes_and_classes(tmp_path) -> None:
 
 def test_one_image_is_validated_on_itself_only_if_insisted_upon(tmp_path, spotty) -> None:
     one = {"images": spotty["images"][:1], "masks": spotty["masks"][:1]}
-    with pytest.raises(UserError, match="none to validate on"):
+    with pytest.raises(UserError, match="none to validate on; give --validation-image and --validation-mask,"):
         train_unet(tmp_path / "m", **one, **SMALL, epochs=1)
     said = train_unet(tmp_path / "m", **one, **SMALL, epochs=1, validation_rows=0.4)
     assert any("of the training images themselves" in line for line in said)
@@ -144,6 +144,14 @@ def test_what_does_not_fit_is_said_before_anything_is_learnt(tmp_path, spotty, c
     with pytest.raises(UserError, match=complaint):
         train_unet(tmp_path / "m", **{**spotty, **SMALL, **change}, epochs=1)
     assert not (tmp_path / "m").exists()
+
+
+def test_masks_that_mark_nothing_are_refused(tmp_path, spotty) -> None:
+    np.save(tmp_path / "nothing.npy", np.zeros((48, 56), np.uint8))
+    nothing = {"images": spotty["images"][:2], "masks": [str(tmp_path / "nothing.npy"), spotty["masks"][1]]}
+    with pytest.raises(UserError, match="nothing but background to learn"):  # the second is validated on
+        train_unet(tmp_path / "m", **nothing, **SMALL, epochs=1)
+    assert not (tmp_path / "m").exists() and not (tmp_path / "m.training").exists()
 
 
 def test_masks_with_other_labels_or_another_shape_are_refused(tmp_path, spotty) -> None:

@@ -80,7 +80,7 @@ def split_pairs(learn: Pairs, check: Pairs, *, rows: float, grid: int) -> tuple[
         return first, last, said
     if len(learn.images) < 2:
         raise UserError(
-            "unet train got one image and none to validate on; give --validation-images and --validation-masks, or "
+            "unet train got one image and none to validate on; give --validation-image and --validation-mask, or "
             "insist on the same image with --validation-rows 0.25"
         )
     kept = max(1, round(len(learn.images) / 5))
@@ -115,7 +115,13 @@ def gather_images(
     """
     check = read_pairs(*validation, **reading)
     if simulation is None:
-        return split_pairs(read_pairs(*given, **reading), check, rows=rows, grid=grid)
+        learn, check, said = split_pairs(read_pairs(*given, **reading), check, rows=rows, grid=grid)
+        if not any(mask.any() for mask in learn.masks):
+            raise UserError(
+                "unet train got masks that are 0 in every pixel to learn from: there is nothing but background to "
+                "learn; give a mask that marks something"
+            )
+        return learn, check, said
     other = "other" if check.images else "simulated"
     check = check if check.images else simulation.draw_validation()
     said = f"validated on {len(check.images)} {other} images; learnt from new simulated ones in each epoch"
