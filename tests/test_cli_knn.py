@@ -82,7 +82,11 @@ def test_predict(niseg, model: Path, ending: str) -> None:
     assert (status, err) == (0, "") and f"wrote out{ending}" in out
     written = open_stack(f"out{ending}")
     assert written.dtype == np.uint8
-    np.testing.assert_array_equal(written.values, predict_knn(np.load("stack.npy"), load_knn(model)))
+    expected = predict_knn(np.load("stack.npy"), load_knn(model))
+    np.testing.assert_array_equal(written.values, expected)
+    np.save("truth.npy", 1 - expected)  # labels would be taken for each other, a mask is wrong
+    status, out, _ = niseg("evaluate", f"out{ending}", "truth.npy", "--picture", "hits.png")
+    assert status == 0 and "precision                 0.0000" in out and "wrote hits.png" in out
 
 
 @pytest.mark.parametrize("extra, options", [([], {}), (["--approximate"], {"exact": False})])

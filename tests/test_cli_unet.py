@@ -47,6 +47,9 @@ def test_predict(niseg, data: Path, ending: str) -> None:
     written = open_stack(f"out{ending}")
     assert written.dtype == np.uint8
     np.testing.assert_array_equal(written.values, expected)
+    np.save("truth.npy", 1 - expected)  # labels would be taken for each other, a mask is wrong
+    status, out, _ = niseg("evaluate", f"out{ending}", "truth.npy", "--picture", "hits.png")
+    assert status == 0 and "precision                 0.0000" in out and "wrote hits.png" in out
 
 
 @pytest.mark.parametrize("ending", [".zarr", ".tif", ".h5", ".npy"])
@@ -67,7 +70,7 @@ def test_step_and_pipeline(niseg, data: Path, monkeypatch: pytest.MonkeyPatch) -
     (data / "elsewhere").mkdir()
     monkeypatch.chdir(data / "elsewhere")
     status, out, _ = niseg("check", data / "p.yaml")
-    assert status == 0 and "segment_unet       z 3 x y 40 x x 50 uint8 labels" in out
+    assert status == 0 and "segment_unet       z 3 x y 40 x x 50 uint8 mask" in out
     assert niseg("run", data / "p.yaml", "--quiet") == (0, "", "")
     np.testing.assert_array_equal(open_stack(f"{data}/o/result.zarr:image").values, expected)
 

@@ -167,7 +167,7 @@ def classify_file(
 def classify_stack(session: Session, model: KnnModel, *, scores: bool, exact: bool) -> xr.DataArray:
     """Classes or scores of the session's sample, lazy; its blocks lie on the session's device."""
     info = StackInfo.of(session.inputs.sample)
-    dtype, quantity = (np.dtype(np.float32), "share of votes") if scores else (np.dtype(np.uint8), "labels")
+    dtype, quantity = (np.dtype(np.float32), "share of votes") if scores else (np.dtype(np.uint8), "mask")
     op = Op(partial(predict_knn, exact=exact, scores=scores), halo=halo_detect_spots)
     stage = Stage("knn", op, {"model": model}, info.with_(dtype=dtype, attrs={"quantity": quantity}))
     return session.engine.map_stages(session.inputs.sample, [stage]).image

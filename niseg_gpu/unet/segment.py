@@ -95,9 +95,11 @@ def segment_unet(image: Any, *, model: UNetModel, result: str = "labels", **opti
     return found
 
 
-def describe_segment_unet(info: Any, *, result: str = "labels", **_: Any) -> Any:
+def describe_segment_unet(info: Any, *, model: UNetModel, result: str = "labels", **_: Any) -> Any:
+    """The stack after `segment_unet`: of one class against background it is a mask, and is compared as one."""
     dtype = np.dtype(np.uint8 if result == "labels" else np.float16)
-    return info.with_(dtype=dtype, attrs={"quantity": result})
+    quantity = "mask" if result == "labels" and model.config.out_classes == 1 else result
+    return info.with_(dtype=dtype, attrs={"quantity": quantity})
 
 
 def halo_segment_unet(*, model: UNetModel, **_: Any) -> tuple[int, int]:
