@@ -48,7 +48,11 @@ class Clustering(NamedTuple):
 
 
 def draw_label_maps(
-    clusterings: Sequence[Clustering], *, tof_s: np.ndarray | None = None, width_in: float = 11.0
+    clusterings: Sequence[Clustering],
+    *,
+    tof_s: np.ndarray | None = None,
+    tof_width_s: np.ndarray | None = None,
+    width_in: float = 11.0,
 ) -> Picture:
     """Draw label maps side by side, each with its spectra, in the colours of the label map.
 
@@ -57,6 +61,8 @@ def draw_label_maps(
     clusterings : sequence of Clustering
     tof_s : (N,) ndarray, optional
         Start of each bin of the spectra in seconds; without it they are drawn over the bin's number.
+    tof_width_s : (N,) ndarray, optional
+        Width of each bin in seconds; lines end where the shutter was closed.
     """
     columns = min(len(clusterings), MAPS_A_ROW)
     rows = -(-len(clusterings) // columns)
@@ -79,7 +85,7 @@ def draw_label_maps(
             drawn.append(ax)
             if _has_spectra(each):
                 box = (left, top - (below_in - 0.5) / height_in, side_in / width_in, (below_in - 0.6) / height_in)
-                _draw_spectra(figure.add_axes(box, facecolor=theme.ground), theme, each, tof_s)
+                _draw_spectra(figure.add_axes(box, facecolor=theme.ground), theme, each, tof_s, tof_width_s)
         return drawn
 
     return render(draw, width_in, height_in)
@@ -112,12 +118,15 @@ def _draw_map(ax: Any, theme: Theme, each: Clustering) -> None:
     style(ax, theme, None)
 
 
-def _draw_spectra(ax: Any, theme: Theme, each: Clustering, tof_s: np.ndarray | None) -> None:
+def _draw_spectra(
+    ax: Any, theme: Theme, each: Clustering, tof_s: np.ndarray | None, tof_width_s: np.ndarray | None
+) -> None:
     spectra, bins = np.asarray(each.spectra, float), np.arange(np.shape(each.spectra)[1], dtype=float)
     unit = "bin"
     if tof_s is not None and tof_s.shape == bins.shape and bool(np.all(np.diff(tof_s) > 0)):
         bins, unit = tof_s * 1e3, "time of flight (ms)"
-    gaps = find_gaps(bins) + 1
+    timed = unit != "bin" and tof_width_s is not None and tof_width_s.shape == bins.shape
+    gaps = find_gaps(bins, tof_width_s * 1e3 if timed else None) + 1
     bins, spectra = np.insert(bins, gaps, np.nan), np.insert(spectra, gaps, np.nan, axis=1)
     for cluster, spectrum in enumerate(spectra):
         dashed = (0, (3, 1.5)) if cluster in each.edges else "solid"

@@ -11,15 +11,19 @@ from niseg_gpu.figures import Picture, Theme, cluster_colour, find_limits, rende
 LINES_READABLE = 12  # above this many clusters the spectra are also shown as rows of a picture
 
 
-def find_gaps(tof: np.ndarray) -> np.ndarray:
+def find_gaps(tof: np.ndarray, width: np.ndarray | None = None) -> np.ndarray:
     """Return the indices i where no bin reaches from ``tof[i]`` to ``tof[i + 1]``: the shutter was closed between.
 
     Parameters
     ----------
     tof : (N,) ndarray
         Start of each bin, increasing.
+    width : (N,) ndarray, optional
+        Of each bin; without it, gaps are steps far longer than both beside them.
     """
     step = np.diff(tof)
+    if width is not None:
+        return np.flatnonzero(step - width[:-1] > 0.5 * np.minimum(width[1:], width[:-1]))
     if step.size < 3:
         return np.array([], int)
     before, after = np.r_[step[1], step[:-1]], np.r_[step[1:], step[-2]]
@@ -30,6 +34,7 @@ def draw_spectra(
     spectra: np.ndarray,
     *,
     tof_s: np.ndarray | None,
+    tof_width_s: np.ndarray | None = None,
     wavelength: np.ndarray | None = None,
     label: str,
     width_in: float = 11.0,
@@ -41,6 +46,8 @@ def draw_spectra(
     spectra : (K, N) ndarray
     tof_s : (N,) ndarray or None
         Start of each bin in seconds. Without it, or where it does not increase, the axis is the bin's number.
+    tof_width_s : (N,) ndarray, optional
+        Width of each bin in seconds.
     wavelength : (N,) ndarray, optional
         In Å; drawn as a second axis at the top.
     label : str
@@ -49,9 +56,11 @@ def draw_spectra(
     n_clusters, n_bins = spectra.shape
     timed = tof_s is not None and n_bins > 1 and bool(np.all(np.diff(tof_s) > 0))
     start = np.asarray(tof_s, float) * 1e3 if timed else np.arange(n_bins, dtype=float)
-    gaps = find_gaps(start)
-    width = np.diff(start, append=start[-1] + (start[-1] - start[-2] if n_bins > 1 else 1.0))
-    width[gaps] = width[np.maximum(gaps - 1, 0)]  # a bin before a gap is as wide as the one before it
+    width = np.asarray(tof_width_s, float) * 1e3 if timed and tof_width_s is not None else None
+    gaps = find_gaps(start, width)
+    if width is None:
+        width = np.diff(start, append=start[-1] + (start[-1] - start[-2] if n_bins > 1 else 1.0))
+        width[gaps] = width[np.maximum(gaps - 1, 0)]  # a bin before a gap is as wide as the one before it
     centre = start + width / 2
     closed = [(float(start[i] + width[i]), float(start[i + 1])) for i in gaps]
     broken = np.insert(centre, gaps + 1, np.nan), np.insert(spectra.astype(float), gaps + 1, np.nan, axis=1)

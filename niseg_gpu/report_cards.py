@@ -127,16 +127,17 @@ def spectra_cards(arrays: Arrays, *, label: str) -> list[Card]:
     if found is None or found[1].shape[1] < 2:
         return []
     name, spectra = found
-    axes = {key: np.asarray(arrays[key][...]) for key in ("tof", "wavelength") if key in arrays}
+    axes = {key: np.asarray(arrays[key][...]) for key in ("tof", "tof_width", "wavelength") if key in arrays}
     axes = {key: axis for key, axis in axes.items() if axis.shape == spectra.shape[1:]}
     picture = draw_spectra(
         spectra,
         tof_s=axes.get("tof"),
+        tof_width_s=axes.get("tof_width"),
         wavelength=axes.get("wavelength"),
         label=f"mean {label}" if name == "spectra" else f"centroid, {label}",
     )
     caption = "In the colours of the label map."
-    if "tof" in axes and find_gaps(axes["tof"]).size:
+    if "tof" in axes and find_gaps(axes["tof"], axes.get("tof_width")).size:
         caption += " Where the background is shaded the shutter was closed."
     if len(spectra) > LINES_READABLE:
         caption += " Below: the same values, one row for each cluster."

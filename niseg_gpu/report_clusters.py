@@ -29,12 +29,12 @@ def comparison_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> list[Card]
     chosen, cards = result.get("n_clusters"), []
     drawn = [each for trial in tried if (each := _collect(arrays, trial, chosen=chosen)) is not None]
     if len(drawn) > 1:
-        tof_s = np.asarray(arrays["tof"][...]) if "tof" in arrays else None
+        tof_s, width_s = (np.asarray(arrays[k][...]) if k in arrays else None for k in ("tof", "tof_width"))
         caption = "The same pixels in other numbers of clusters." + _tell_edges(drawn)
         if any(each.spectra is not None and each.spectra.shape[1] > 1 for each in drawn):
             caption += " Below each map the mean spectra of its clusters over "
             caption += "time of flight (ms)." if tof_s is not None else "the bin's number."
-        picture = draw_label_maps(drawn, tof_s=tof_s)
+        picture = draw_label_maps(drawn, tof_s=tof_s, tof_width_s=width_s)
         cards.append(Card("label_maps", "Label maps of each number of clusters", picture, caption, "wide"))
     numbers = [int(trial["n_clusters"]) for trial in tried]
     curves = [(label, [trial.get(key) for trial in tried]) for key, label in CURVES.items()]

@@ -150,7 +150,8 @@ def fit_rebin_tof(
     Parameters
     ----------
     factor : int, optional
-        Join this many bins; what is left at the end makes a narrower last bin, so that no count is lost.
+        Join this many bins of a shutter window; what is left at its end makes a narrower bin, so that no count is lost
+        and none is taken for one of another time, before the shutter was closed.
     edges_s : sequence of float, optional
         Edges of the new bins in s; an old bin cut by an edge is shared in proportion to time.
     how : {"auto", "sum", "mean"}
@@ -165,10 +166,24 @@ def fit_rebin_tof(
     if factor is not None:
         if not 1 <= factor <= n:
             raise UserError(f"rebin_tof got factor {factor}; allowed: 1 to the number of bins, {n}")
-        groups = [Group(i, min(i + factor, n) - 1) for i in range(0, n, factor)]
+        ends = [*_borders(info), n]
+        windows = zip([0, *ends], ends, strict=False)
+        groups = [Group(i, min(i + factor, end) - 1) for first, end in windows for i in range(first, end, factor)]
     else:
         groups = _cut(need_tof(info, "rebin_tof"), np.asarray(info.coords["tof_width"]), edges_s)
     return {"groups": groups, "mean": how == "mean" or (how == "auto" and not info.quantity.startswith("counts"))}
+
+
+def _borders(info: StackInfo) -> list[int]:
+    """The bins before which the shutter was closed: as its windows tell, or the time axis where it leaves a gap."""
+    windows = info.attrs.get("shutter_windows") or [(0, 0)]
+    whole = windows[-1][1] == info.sizes["tof"] - 1  # else they number the bins of another stack, which was cut
+    found = {int(first) for first, _ in windows[1:]} if whole else set()
+    if "tof" in info.coords and "tof_width" in info.coords:
+        start, width = np.asarray(info.coords["tof"]), np.asarray(info.coords["tof_width"])
+        gap = start[1:] - (start + width)[:-1]
+        found.update((np.flatnonzero(gap > 0.5 * np.minimum(width[1:], width[:-1])) + 1).tolist())
+    return sorted(found)
 
 
 def _cut(start: np.ndarray, width: np.ndarray, edges_s: Sequence[float]) -> list[Group]:

@@ -25,6 +25,16 @@ def test_a_change_of_bin_width_is_no_gap():
     assert find_gaps(np.arange(2.0)).size == 0
 
 
+def test_a_narrow_bin_hides_no_gap_where_widths_are_known():
+    width = np.array([5.0, 5, 1, 5, 5, 5])
+    tof = np.cumsum(np.r_[0, width[:-1]]) + np.array([0, 0, 0, 3, 3, 3])
+    assert find_gaps(tof).size == 0 and find_gaps(tof, width).tolist() == [2]
+    assert find_gaps(np.cumsum(np.r_[0, width[:-1]]), width).size == 0
+    spectra = np.arange(12.0).reshape(2, 6)
+    drawn = [draw_spectra(spectra, tof_s=tof, tof_width_s=w, label="counts").light for w in (None, width)]
+    assert drawn[0] != drawn[1]
+
+
 def test_gaps_of_a_measured_run(data_dir):
     (path,) = (data_dir / "tof_mcp_crop").glob("*_Spectra.txt")
     assert find_gaps(np.loadtxt(path)[:, 0]).tolist() == [126, 431, 644]

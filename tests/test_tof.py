@@ -111,14 +111,24 @@ def test_transmission_is_averaged_and_counts_are_summed() -> None:
         assert state["mean"] is mean, quantity
 
 
-def test_rebinning_over_a_closed_shutter_keeps_to_the_time_that_was_measured() -> None:
-    info = run_info()
-    start = np.array(info.coords["tof"])
-    start[5:] += 1e-3
-    info = info.with_(coords={**info.coords, "tof": start})
+@pytest.mark.parametrize("known", ["by the time axis", "by the windows"])
+def test_no_bin_is_joined_over_a_closed_shutter(known) -> None:
+    info = run_info() if known == "by the time axis" else run_info(shutter_windows=[[0, 4], [5, 9]])
+    if known == "by the time axis":
+        start = np.array(info.coords["tof"])
+        start[5:] += 1e-3
+        info = info.with_(coords={**info.coords, "tof": start})
     state = tof.fit_rebin_tof(before(info), factor=4)
     after = tof.describe_rebin_tof(info, **state)
-    np.testing.assert_allclose(after.coords["tof_width"], [4e-5, 4e-5, 2e-5])
+    assert [(g.first, g.last) for g in state["groups"]] == [(0, 3), (4, 4), (5, 8), (9, 9)]
+    np.testing.assert_allclose(after.coords["tof_width"], [4e-5, 1e-5, 4e-5, 1e-5])
+    np.testing.assert_array_equal(after.coords["tof"], info.coords["tof"][[0, 4, 5, 9]])
+    stack = np.random.default_rng(0).integers(0, 1000, info.shape).astype(np.uint16)
+    assert tof.rebin_tof(stack, **state).sum(dtype=float) == stack.sum(dtype=float)
+    few = info.with_(shape=(3, *info.shape[1:]), coords={name: axis[:3] for name, axis in info.coords.items()})
+    assert [(g.first, g.last) for g in tof.fit_rebin_tof(before(few), factor=2)["groups"]] == [(0, 1), (2, 2)]
+    by_time = tof.fit_rebin_tof(before(info), edges_s=[info.coords["tof"][3], info.coords["tof"][6]])
+    assert [(g.first, g.last) for g in by_time["groups"]] == [(3, 5)]  # edges are what was asked for
 
 
 @pytest.mark.parametrize(
