@@ -86,6 +86,15 @@ def test_only_simulations_are_replaced(tmp_path):
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
+def test_what_another_made_meanwhile_is_not_replaced(tmp_path):
+    with pytest.raises(UserError, match="out exists; give another name"), appear_when_whole(tmp_path / "out") as folder:
+        (folder / "mine").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").touch()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["theirs"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_summary_is_plain_json(tmp_path):
     (tmp_path / "truth").mkdir()
     write_summary(tmp_path, {"seed": np.int64(3), "snr": np.float32(0.5), "shape": (4, 5)})

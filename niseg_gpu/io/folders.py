@@ -53,5 +53,6 @@ def staged_folder(path: Path, *, overwrite: bool, sign: str | Path, kind: str = 
         with staged(path) as folder:
             folder.mkdir(parents=True)
             yield folder
+            check_folder(path, overwrite=overwrite, sign=sign, kind=kind)  # another may have made it meanwhile
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error} ({error.filename or path})") from None
