@@ -27,6 +27,8 @@ PALETTE = tuple(
 NO_DATA_COLOUR = "#B0B0B0"
 BAD_PIXEL_COLOUR = "#E07B39"
 MAP_PIXELS = 600  # about what a map has room for; larger images are shrunk to it
+LINE = 20  # times as long as wide
+LINE = 20  # times as long as wide
 PIXEL_AXES = ("y (pixel)", "x (pixel)")
 _DPI, _DPI_WIDE = 140, 115  # a little more than a page shows
 _LARGE_PNG, _LARGE_PNG_OF_FEW_COLOURS = 500_000, 250_000
@@ -144,8 +146,8 @@ def draw_map(
 
     def draw(figure: Any, theme: Theme) -> Sequence[Any]:
         ax, bar = _map_axes(figure, theme, axes)
-        aspect = "auto" if stretch else "equal"
-        shown = ax.imshow(small, cmap=grey, vmin=bottom, vmax=top, aspect=aspect, **_placed(shape))
+        placed = {**_placed(shape), **({"aspect": "auto"} if stretch else {})}
+        shown = ax.imshow(small, cmap=grey, vmin=bottom, vmax=top, **placed)
         style(figure.colorbar(shown, cax=bar).ax, theme, label)
         return ax, bar
 
@@ -209,7 +211,7 @@ def draw_spots(count: np.ndarray, *, label: str, width_in: float = 5.6) -> Pictu
         colours = ListedColormap(colormaps["inferno"](span))
         norm = LogNorm(1, top) if top > 20 else Normalize(0.5, top + 0.5)
         shown = ax.imshow(hit, cmap=colours, norm=norm, **_placed(count.shape))
-        ticks = None if top > 20 else MaxNLocator(8, integer=True)
+        ticks = None if top > 20 else MaxNLocator(8, integer=True, min_n_ticks=1)
         whole = FuncFormatter(lambda value, _: f"{value:.0f}")
         style(figure.colorbar(shown, cax=bar, ticks=ticks, format=whole).ax, theme, label)
 
@@ -253,6 +255,8 @@ def _map_axes(figure: Any, theme: Theme, names: tuple[str, str]) -> tuple[Any, A
     ax.set_facecolor(theme.ground)
     ax.set_xlabel(names[1], color=theme.ink)
     style(ax, theme, names[0])
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     bar.set_xticks([])
     bar.yaxis.tick_right()
     bar.yaxis.set_label_position("right")
@@ -260,8 +264,12 @@ def _map_axes(figure: Any, theme: Theme, names: tuple[str, str]) -> tuple[Any, A
 
 
 def _placed(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Let a shrunk image fill the place of the full one, so that the axes count the detector's pixels."""
-    return {"extent": (-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), "interpolation": "nearest"}
+    """Let a shrunk image fill the place of the full one, so that the axes count the detector's pixels.
+
+    What is next to a line is drawn wider than it is, for true to scale nothing would be seen.
+    """
+    aspect = "auto" if max(shape) > LINE * min(shape) else "equal"
+    return {"extent": (-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), "interpolation": "nearest", "aspect": aspect}
 
 
 def style(ax: Any, theme: Theme, label: str | None) -> None:

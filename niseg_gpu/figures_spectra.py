@@ -55,7 +55,7 @@ def draw_spectra(
     """
     n_clusters, n_bins = spectra.shape
     timed = tof_s is not None and n_bins > 1 and bool(np.all(np.diff(tof_s) > 0))
-    start = np.asarray(tof_s, float) * 1e3 if timed else np.arange(n_bins, dtype=float)
+    start = np.asarray(tof_s, float) * 1e3 if timed else np.arange(n_bins) - 0.5  # a bin's number at its middle
     width = np.asarray(tof_width_s, float) * 1e3 if timed and tof_width_s is not None else None
     gaps = find_gaps(start, width)
     if width is None:
@@ -89,6 +89,8 @@ def draw_spectra(
             ax.tick_params(labelbottom=False)
             bottom = figure.add_axes((left, low, right - left, (rows_in - 0.15) / height_in))
             _draw_rows(figure, bottom, theme, spectra, (start, start + width), span, right)
+        if not timed:
+            bottom.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         bottom.set_xlabel("time of flight (ms)" if timed else "time-of-flight bin (number)", color=theme.ink)
         if wavelength is not None and np.all(np.diff(wavelength) > 0):
             _add_wavelength(ax, theme, centre, wavelength)

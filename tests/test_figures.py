@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from niseg_gpu import figures
@@ -98,3 +99,26 @@ print([name for name in set(sys.modules) - known if name.split(".")[0] in ("matp
 def test_what_pictures_need_is_loaded_beforehand():
     done = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_line_of_pixels_is_seen_and_nothing_is_counted_in_parts(tmp_path, monkeypatch):
+    labels = np.zeros((1, 300), np.uint8)
+    light = decode(figures.draw_labels(labels, n_clusters=1, no_data=255).light, tmp_path)
+    blue = [int(figures.PALETTE[0][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    assert np.isclose(light, blue, atol=0.003).all(axis=2).mean() > 0.3
+
+    def keep(draw, width_in, height_in):
+        figure = Figure(figsize=(width_in, height_in))
+        draw(figure, figures.LIGHT)
+        figure.canvas.draw()
+        kept.append(
+            [[tick.get_text() for tick in axis.get_ticklabels()] for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+        )
+
+    kept: list = []
+    monkeypatch.setattr(figures, "render", keep)
+    for most in (0, 1, 3):
+        figures.draw_spots(np.array([[0, most]], np.uint32), label="times replaced")
+        pixels, bar = kept[-1][:2], kept[-1][3]
+        assert {float(text) % 1 for axis in pixels for text in axis} == {0}
+        assert len(set(bar)) == len(bar) and {"1", str(max(most, 1))} <= set(bar)
