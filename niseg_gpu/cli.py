@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.captureWarnings(True)
     gc.set_threshold(MANY_OBJECTS)
     atexit.register(gc.freeze)  # or Python takes down object after object what the system frees at once: most of 1 s
-    complaint = ""
+    complaint, options = "", None
     _show_any_name()
     try:
         options = build_parser().parse_args(argv)
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         complaint, status = f"not enough memory; give smaller data or fewer workers, or free some ({error})", 2
     except KeyboardInterrupt:
         complaint, status = "interrupted; nothing was left under a final name, run the same command again", 130
+        if hasattr(options, "resume"):
+            complaint += " with --resume, to go on after the last epoch"
     except BrokenPipeError:
         status = 1
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -27,12 +27,21 @@ def add_fields(parser: argparse.ArgumentParser, model: type[BaseModel], *, leave
             continue
         flag = f"--{name.replace('_', '-')}"
         default = "required" if field.is_required() else f"default: {field.default}"
-        text = f"{field.description or ''} ({default})".replace("%", "%%").replace("``", "")
+        text = f"{field.description or ''} ({_tell_choices(field.annotation)}{default})"
+        text = text.replace("%", "%%").replace("``", "")
         if field.annotation is bool:
             action = argparse.BooleanOptionalAction if field.default is True else "store_true"
             parser.add_argument(flag, action=action, default=argparse.SUPPRESS, dest=name, help=text)
         else:
             parser.add_argument(flag, default=argparse.SUPPRESS, dest=name, metavar="VALUE", help=text)
+
+
+def _tell_choices(annotation: Any) -> str:
+    """The words that a field takes, where it takes certain ones."""
+    kinds = [annotation] if get_origin(annotation) is Literal else list(get_args(annotation))
+    words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    others = [kind for kind in kinds if get_origin(kind) is not Literal and kind is not type(None)]
+    return f"{'or' if others else 'one of'} {', '.join(words)}; " if words else ""
 
 
 def given_fields(options: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:

@@ -142,6 +142,23 @@ def test_a_mistake_is_one_line_and_status_2(niseg, data: Path, arguments: list[s
     assert sorted(data.iterdir()) == before
 
 
+def test_help_tells_each_option_and_its_choices(niseg) -> None:
+    help_of = {action: " ".join(niseg("unet", action, "--help")[1].split()) for action in ("train", "predict")}
+    assert "--batch VALUE Crops a batch. (default: 4)" in help_of["train"] and "UNetConfig" not in help_of["train"]
+    assert "(one of none, batch, layer; default: none)" in help_of["train"]
+    assert "(or median-frequency; default: None)" in help_of["train"]
+    assert "(one of labels, probability; default: labels)" in help_of["predict"]
+
+
+def test_an_interrupted_training_says_how_to_go_on(niseg, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("niseg_gpu.pipeline.learn.gather_images", interrupt)
+    status, _, err = niseg("unet", "train", "m", "--image", "a.npy", "--mask", "b.npy")
+    assert status == 130 and err.count("\n") == 1 and "run the same command again with --resume" in err
+
+
 @pytest.mark.parametrize("action", ["predict", "info"])
 def test_both_explain_themselves(niseg, action: str) -> None:
     status, out, _ = niseg("unet", action, "--help")

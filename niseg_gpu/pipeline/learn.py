@@ -97,12 +97,20 @@ def train_unet(
         Axes as they lie in the files.
     spatial_dims : {2, 3}
         Images, or volumes.
-    base_depth, levels : int
-        Features at full resolution, and resolutions; 24 and 3 make the network of the lecture, of 265,105 parameters.
+    base_depth : int
+        Features at full resolution; 24, with 3 levels, make the network of the lecture, of 265,105 parameters.
+    levels : int
+        Resolutions, the full one among them.
     out_classes : int
         1 for spots against background, else the number of classes, background one of them.
-    block, attention, norm, output
-        See `niseg_gpu.unet.config.UNetConfig`.
+    block : {"plain", "residual", "recurrent-residual"}
+        Two convolutions of 3 pixels, the same with a shortcut, or R2U-Net's recurrent ones with a shortcut.
+    attention : bool
+        Gates on the skip connections.
+    norm : {"none", "batch", "layer"}
+        After each convolution.
+    output : {"logits", "relu"}
+        What the last layer gives; relu is there to repeat history only.
     channels : list of str
         What the network is shown: value, or residual, abs_residual, residual5, poisson_residual, local_mean,
         gradient.
@@ -119,12 +127,20 @@ def train_unet(
     augmentation : bool or dict
         Ranges of `niseg_gpu.unet.augmentation.Augmentation`; true for its defaults, and for simulated images for flips
         and quarter turns only: these vary by themselves, and have the noise that they should.
-    epochs, steps_per_epoch, batch : int
-        Batches an epoch, crops a batch.
+    epochs : int
+        After each it is validated, and a checkpoint is written.
+    steps_per_epoch : int
+        Batches an epoch.
+    batch : int
+        Crops a batch.
     optimizer : {"adam", "adamw"}
         AdamW warms up and then slows down along a cosine.
-    learning_rate, weight_decay, clip_norm : float
-        The second is for AdamW; the third is the largest norm of a gradient, 0 for none.
+    learning_rate : float
+        Of AdamW, the highest.
+    weight_decay : float
+        For AdamW.
+    clip_norm : float
+        Largest norm of a gradient; 0 for none.
     ema : float
         Share of the old in a running mean of the weights, which is then what is validated and kept; 0 for none.
     patience : int
