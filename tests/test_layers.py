@@ -50,6 +50,7 @@ LAYERS = {
     "cli_options": 5,
     "cli_bench": 5,
     "cli_knn": 5,
+    "cli_simulate": 5,
     "cli_unet": 5,
     "cli": 5,
     "__main__": 6,
