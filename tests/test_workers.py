@@ -124,6 +124,15 @@ def test_what_is_no_cluster_is_told_at_once(cluster: str, device: str, message: 
         pass
 
 
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"id": "Scheduler"}'])
+def test_a_file_that_no_scheduler_wrote_is_told_at_once(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "scheduler.json"
+    path.write_text(content)
+    message = r"scheduler\.json, which no scheduler wrote: it holds no address; allowed: gpus"
+    with pytest.raises(UserError, match=message), open_workers(str(path)):
+        pass
+
+
 def test_gpus_are_asked_for_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("niseg_gpu.pipeline.workers.why_no_gpu", lambda: "no CUDA device")
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,12 @@ def _find_scheduler(cluster: str) -> str:
     if cluster.endswith(".json"):
         if not Path(cluster).is_file():
             raise UserError(f"cluster is {cluster}: no such file; {ALLOWED}")
+        try:
+            found = json.loads(Path(cluster).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict) or "address" not in found:
+            raise UserError(f"cluster is {cluster}, which no scheduler wrote: it holds no address; {ALLOWED}")
     elif "://" not in cluster:
         raise UserError(f"cluster is {cluster!r}; {ALLOWED}")
     return cluster
