@@ -124,6 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Complaint and status: what the machine has no more of is for the user to mend, all else a fault of ours."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return f"not enough memory; give smaller data or fewer workers, or free some ({error})", 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         where = error.filename or "the output, or for a temporary file"
         return f"no room for {where} ({error.strerror}); free some, or write elsewhere", 2
@@ -207,10 +209,17 @@ def _read(options: argparse.Namespace) -> Any:
     for name in ("device", "kernels", "cluster"):
         value = getattr(options, name)
         if value:  # a file named here starts from where we are, not from the pipeline's folder
-            overrides.append(f"compute.{name}={Path(value).absolute() if value.endswith('.json') else value}")
+            overrides.append(_override(f"compute.{name}", Path(value).absolute() if value.endswith(".json") else value))
     if getattr(options, "out", None):
-        overrides.append(f"output.path={Path(options.out).absolute()}")
+        overrides.append(_override("output.path", Path(options.out).absolute()))
     return read_pipeline(options.pipeline, overrides=overrides)
+
+
+def _override(key: str, text: object) -> str:
+    """An override that YAML reads as the text it is: a name of a file may hold a colon, or a # after a space."""
+    import json
+
+    return f"{key}={json.dumps(str(text))}"
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -79,8 +80,9 @@ def _mapping(text: str) -> Any:
 
 
 def _scalar(text: str, annotation: str) -> Any:
-    """Numbers as numbers; everything else stays the text it is, such as a choice of the name nan."""
-    if f"'{text}'" in annotation:
+    """Numbers as numbers where one may stand; all else stays the text it is: the choice nan, a folder 2026."""
+    words = set(re.findall(r"\w+", annotation))
+    if f"'{text}'" in annotation or not words & {"int", "float", "Any", text}:  # text: of Literal[2, 3]
         return text
     for kind in (int, float):
         try:

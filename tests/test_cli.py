@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -96,6 +97,22 @@ def test_out_is_relative_to_where_one_stands(niseg, pipeline: Path, tmp_path: Pa
     assert (tmp_path / "elsewhere" / "mine" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("name", ["run #3", "a: b", "1", "[x]", "true", " x ", "'"])
+def test_out_is_the_name_that_was_given(niseg, pipeline: Path, tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    assert niseg("run", pipeline, "--out", name, "--quiet") == (0, "", "")
+    assert set(tmp_path.iterdir()) == {*before, tmp_path / name}
+
+
+def test_a_folder_may_be_named_by_a_number(niseg, frame: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "20261127").mkdir()
+    tifffile.imwrite(tmp_path / "20261127" / "ob.tif", np.full((30, 50), 400, np.uint16))
+    assert niseg("normalize", frame, "out.npy", "--open-beam", "20261127")[0] == 0
+    np.testing.assert_allclose(np.load("out.npy"), tifffile.imread(frame) / np.float32(400), rtol=1e-6)
+
+
 @pytest.mark.parametrize("ending", [".tif", ".zarr", ".h5", ".npy"])
 def test_remove_spots_from_file_to_file(niseg, frame: Path, tmp_path: Path, ending: str) -> None:
     out, mask = tmp_path / f"clean{ending}", tmp_path / f"mask{ending}"
@@ -154,6 +171,11 @@ def test_no_letter_and_no_full_output_is_a_fault(tmp_path: Path) -> None:
     Path(folder, "p.yaml").write_text("input: a.tif\nsteps: [{kmeans: {n_clusters: 1}}]\noutput: {path: out}")
     found = run_apart("run", Path(folder, "p.yaml"))
     assert (found.returncode, found.stderr) == (0, b"") and b"report: " in found.stdout
+    found = run_apart("run", Path(folder, "p.yaml"), "--out", Path(folder, "other"), "--quiet")
+    assert (found.returncode, found.stderr) == (0, b"") and Path(folder, "other", "run.json").exists()
+    found = run_apart("evaluate", out, out, "--kind", "labels", "--json", Path(folder, "figures.json"))
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert json.loads(Path(folder, "figures.json").read_bytes())["files"]["predicted"] == str(out)
     assert "ckseite" in Path(folder, "out", "report.html").read_text(encoding="utf-8")
     with open("/dev/full", "w") as full:
         found = run_apart("info", capture_output=False, stdout=full, stderr=subprocess.PIPE)
@@ -307,6 +329,17 @@ def test_too_little_memory_is_one_line_for_the_user(niseg, pipeline: Path, monke
     monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", fail)
     status, _, err = niseg("run", pipeline)
     assert status == 2 and err.count("\n") == 1 and "not enough memory; give smaller data" in err and "73 GiB" in err
+
+
+def test_memory_that_the_system_refuses_is_one_line_for_the_user(
+    niseg, frame: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("niseg_gpu.io.save._store", refuse)
+    status, _, err = niseg("remove-spots", frame, tmp_path / "out.npy", "--threshold", 9)
+    assert status == 2 and err.count("\n") == 1 and "not enough memory; give smaller data" in err
 
 
 def test_too_few_threads_are_one_line_for_the_user(niseg, pipeline: Path, monkeypatch) -> None:

@@ -150,6 +150,14 @@ def test_help_tells_each_option_and_its_choices(niseg) -> None:
     assert "(one of labels, probability; default: labels)" in help_of["predict"]
 
 
+def test_a_choice_of_numbers_is_one_of_numbers(niseg, data: Path) -> None:
+    np.save("mask.npy", np.zeros((3, 40, 50), np.uint8))
+    status, _, err = niseg("unet", "train", "m", "--image", "stack.npy", "--mask", "mask.npy", "--spatial-dims", 3)
+    assert status == 2 and "none to validate on" in err
+    status, _, err = niseg("unet", "train", "m", "--image", "stack.npy", "--mask", "mask.npy", "--spatial-dims", 4)
+    assert status == 2 and "spatial_dims is" in err and "input should be 2 or 3" in err
+
+
 def test_an_interrupted_training_says_how_to_go_on(niseg, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt

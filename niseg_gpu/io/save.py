@@ -84,6 +84,8 @@ def save_together(
                 check_target(path, overwrite=overwrite)
     except OSError as error:
         first = next(iter(stacks))
+        if error.errno == errno.ENOMEM:
+            raise
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{first} can't be written: {error.strerror or error} ({error.filename or first})"

@@ -236,4 +236,4 @@ def _as_json(kind: str, inputs: Mapping[str, str], compared: Compared) -> bytes:
         "threshold": compared.threshold,
         **{name: result.as_mapping() for name, result in compared.results.items()},
     }
-    return (dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
