@@ -122,6 +122,8 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
         if problem["type"] == "missing":
             raise UserError(f"{where} needs {name}: {model.model_fields[name].description}") from None
         message = problem["msg"][0].lower() + problem["msg"][1:]
+        if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
+            message += "; put the name in quotes"  # a folder called 20261127 is a number to YAML
         raise UserError(f"{where}: {name} is {problem['input']!r}; {message}") from None
 
 

@@ -120,7 +120,7 @@ def parse_pipeline(mapping: Any, *, base: Path | None = None) -> Pipeline:
         if not mapping.get(name):
             raise UserError(f"the pipeline needs a section {name!r}")
     given = mapping["input"]
-    read = check_model(Input, {"path": given} if isinstance(given, str) else given, where="input")
+    read = check_model(Input, given if isinstance(given, Mapping) else {"path": given}, where="input")
     output = check_model(Output, mapping.get("output") or {}, where="output")
     compute = check_model(Compute, mapping.get("compute") or {}, where="compute")
     assert isinstance(read, Input) and isinstance(output, Output) and isinstance(compute, Compute)
