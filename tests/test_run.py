@@ -14,6 +14,7 @@ import xarray as xr
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.open import open_stack
 from niseg_gpu.pipeline import clusters
 from niseg_gpu.pipeline.parse import parse_pipeline
 from niseg_gpu.pipeline.run import run_pipeline
@@ -63,6 +64,12 @@ def test_the_folder_holds_what_the_readme_promises(finished: Path) -> None:
     assert run.tof.attrs["units"] == "s" and 1 < float(run.wavelength[0]) < float(run.wavelength[-1]) < 6
     np.testing.assert_allclose(run.mean_image, run.image.mean("tof"), rtol=1e-5)
     np.testing.assert_array_equal(run.spot_count, run.spots.sum("tof_spots"))
+
+
+def test_spots_of_bins_that_were_joined_later_can_be_opened(finished: Path) -> None:
+    spots = open_stack(f"{finished}/result.zarr:spots")
+    assert spots.dims == ("tof", "y", "x") and spots.shape == (60, 48, 64)
+    np.testing.assert_array_equal(spots, xr.open_zarr(finished / "result.zarr", consolidated=False).spots)
 
 
 def test_the_record_says_how_it_was_made(finished: Path) -> None:

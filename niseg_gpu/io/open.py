@@ -247,7 +247,13 @@ def _name_axes(source: Source, dims: Sequence[str] | None) -> tuple[tuple[str, .
             raise UserError(f"dims names {len(dims)} axes {dims}, {where} has {ndim} {source.array.shape}")
         return dims, False
     if source.dims is not None:
-        return tuple(source.dims), False
+        named = tuple(name if name in AXES else name.partition("_")[0] for name in source.dims)  # a run's tof_spots
+        if not set(named) <= set(AXES) or len(set(named)) < len(named):
+            raise UserError(
+                f"{where}: the array's axes are {', '.join(source.dims)}; allowed: {', '.join(AXES)}, each once; name "
+                "another array, or the axes with dims"
+            )
+        return named, False
     if ndim == 2:
         return ("y", "x"), False
     if ndim == 3:
