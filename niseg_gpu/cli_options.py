@@ -82,6 +82,8 @@ def _mapping(text: str) -> Any:
 def _scalar(text: str, annotation: str) -> Any:
     """Numbers as numbers where one may stand; all else stays the text it is: the choice nan, a folder 2026."""
     words = set(re.findall(r"\w+", annotation))
+    if text.lower() in ("none", "null") and words & {"None", "Optional"} and "str" not in words:
+        return text if f"'{text}'" in annotation else None
     if f"'{text}'" in annotation or not words & {"int", "float", "Any", text}:  # text: of Literal[2, 3]
         return text
     for kind in (int, float):

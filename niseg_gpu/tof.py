@@ -247,6 +247,9 @@ def assign_wavelength(stack: Any, *, flight_path_m: Annotated[float, Gt(0)], tim
 
 def describe_assign_wavelength(info: StackInfo, *, flight_path_m: float, time_offset_s: float = 0.0) -> StackInfo:
     """The axes with the wavelength in Å at the middle of each bin."""
+    for name, value in (("flight_path_m", flight_path_m), ("time_offset_s", time_offset_s)):
+        if not np.isfinite(value):
+            raise UserError(f"assign_wavelength got {name} {value}; allowed: a finite number")
     middle = need_tof(info, "assign_wavelength") + 0.5 * np.asarray(info.coords.get("tof_width", 0.0))
     wavelength = wavelength_of(middle, flight_path_m=flight_path_m, time_offset_s=time_offset_s)
     return info.with_(coords={**info.coords, "wavelength": wavelength})

@@ -210,6 +210,23 @@ def test_kmeans_from_file_to_file(niseg, data: Path, tmp_path: Path) -> None:
     assert lines[0] == "tof_s,cluster_0,cluster_1,cluster_2" and len(lines) == 31
 
 
+def test_none_is_none_where_one_may_say_so(niseg, data: Path, tmp_path: Path) -> None:
+    out, every = tmp_path / "labels.npy", ("--n-clusters", 2, "--init-sample", "none")
+    assert niseg("kmeans", data / "sample", out, *every, "--quiet") == (0, "", "")
+    status, _, err = niseg("kmeans", data / "sample", tmp_path / "l.npy", "--seed", "none")
+    assert status == 2 and "seed is 'none'; input should be a valid integer" in err
+
+
+def test_axes_that_no_step_knows_are_told(niseg, pipeline: Path, tmp_path: Path) -> None:
+    assert niseg("run", pipeline, "--quiet")[0] == 0
+    status, _, err = niseg("kmeans", f"{tmp_path / 'out' / 'result.zarr'}:spectra", tmp_path / "l.npy")
+    assert (
+        status == 2
+        and err.count("\n") == 1
+        and "the array's axes are cluster, tof; allowed: tof, angle, z, y, x" in err
+    )
+
+
 def test_the_other_steps_from_file_to_file(niseg, data: Path, tmp_path: Path) -> None:
     beam = ["--open-beam", data / "open_beam"]
     for arguments in (

@@ -145,6 +145,12 @@ def test_a_wrong_rebinning_is_told(given_, message) -> None:
         tof.fit_rebin_tof(before(run_info()), **given_)
 
 
+@pytest.mark.parametrize("given_", [{"flight_path_m": np.inf}, {"flight_path_m": 8, "time_offset_s": np.nan}])
+def test_a_flight_path_without_end_is_refused(given_) -> None:
+    with pytest.raises(UserError, match="assign_wavelength got .* allowed: a finite number"):
+        tof.describe_assign_wavelength(run_info(), **given_)
+
+
 def test_without_tof_the_step_says_so() -> None:
     info = StackInfo(("angle", "y", "x"), (3, 2, 2), np.dtype(np.uint16))
     for fit in (tof.fit_select_tof, tof.fit_rebin_tof):
