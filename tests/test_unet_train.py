@@ -82,6 +82,8 @@ def test_a_training_cut_short_and_resumed_is_the_same_as_one_that_was_not(
     np.testing.assert_array_equal(one.params["head"]["kernel"], two.params["head"]["kernel"])
     with pytest.raises(UserError, match="of a training with batch 2, not 1"):
         train_unet(tmp_path / "cut", **{**how, "batch": 1}, epochs=3, resume=True, overwrite=True)
+    with pytest.raises(UserError, match="of a training with batch 2, not 1"):
+        train_unet(tmp_path / "cut", **{**how, "batch": 1}, epochs=3, resume=True)
 
     # the disk lost a part of the last checkpoint: the one before leads to the same
     checkpoints = sorted(tmp_path.glob("damaged.training/**/epoch-*"))
@@ -93,6 +95,15 @@ def test_a_training_cut_short_and_resumed_is_the_same_as_one_that_was_not(
         damage(path)
     with pytest.raises(UserError, match="holds broken checkpoints only; train anew with --overwrite"):
         train_unet(tmp_path / "damaged", **how, epochs=3, resume=True, overwrite=True)
+
+
+def test_a_job_that_is_queued_several_times_trains_once(tmp_path, spotty, monkeypatch) -> None:
+    how = {**spotty, **SMALL, "epochs": 1, "resume": True}
+    train_unet(tmp_path / "m", **how)  # no checkpoint yet
+    (weights,) = [path.read_bytes() for path in (tmp_path / "m").glob("model.json")]
+    monkeypatch.setattr("niseg_gpu.unet.train.train", None)  # would fail
+    (said,) = train_unet(tmp_path / "m", **how)
+    assert "has been trained to its end" in said and (tmp_path / "m/model.json").read_bytes() == weights
 
 
 def damage(checkpoint: Path) -> None:

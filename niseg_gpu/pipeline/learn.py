@@ -152,7 +152,8 @@ def train_unet(
     device : {"auto", "cpu", "gpu"}
         All GPUs of the machine share a batch.
     resume : bool
-        Go on after the last checkpoint; ends as a training that was never cut.
+        Go on after the last checkpoint; ends as a training that was never cut. Begins where there is none yet, and
+        leaves what has been trained to its end: a job can be queued several times.
     overwrite : bool
         Replace a model of this name, and its training.
     quiet : bool
@@ -163,13 +164,14 @@ def train_unet(
     list of str
         What was written and learnt, a line each.
     """
-    from niseg_gpu.unet.folder import UNetModel, check_unet_target, save_unet
+    from niseg_gpu.unet.checkpoint import check_record
+    from niseg_gpu.unet.folder import UNetModel, check_unet_target, read_about, save_unet
     from niseg_gpu.unet.layers import Run
     from niseg_gpu.unet.normalise import fit_normalisation
     from niseg_gpu.unet.samples import choose_crop, put_samples
     from niseg_gpu.unet.train import Plan, Schedule, choose_devices, train
 
-    check_unet_target(out, overwrite=overwrite)
+    check_unet_target(out, overwrite=overwrite or resume)
     folder = out.with_name(f"{out.name}.training")
     if folder.exists() and not (resume or overwrite):
         raise UserError(f"{folder} is of an earlier training; go on with --resume, or begin anew with --overwrite")
@@ -222,6 +224,10 @@ def train_unet(
         "learning_rate": learning_rate, "ema": ema, "seed": seed, "config": config.as_mapping(),
         "train_pixels": sum(m.size for m in learn.masks), "validation_pixels": sum(m.size for m in check.masks),
     }  # fmt: skip
+    if resume and out.exists() and not overwrite:
+        trained = read_about(out)["training"]
+        check_record({name: trained[name] for name in record if name in trained}, record, out)
+        return [f"{out} has been trained to its end; --overwrite makes another"]
     if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
     make = (lambda epoch: put(*simulation.draw(epoch))) if simulation else (lambda epoch: training)

@@ -36,22 +36,23 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, *, like: Any, record: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], Any]:
-    """Read the last whole checkpoint: learner, history, and (best epoch, its weights).
+def load_checkpoint(folder: Path, *, like: Any, record: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], Any] | None:
+    """Read the last whole checkpoint: learner, history, and (best epoch, its weights); None where there is none yet.
 
     Raises
     ------
     UserError
-        None is there, all are broken, or it is of a training with other images or parameters.
+        All are broken, or it is of a training with other images or parameters.
     """
     found = _list(folder)
     if not found:
-        raise UserError(f"{folder} holds no checkpoint to go on from; train without --resume")
+        log.info("%s holds no checkpoint yet: the training begins", folder)
+        return None
     for path in found[::-1]:
         try:
             about = json.loads((path / "about.json").read_text(encoding="utf-8"))
             files, history, best_epoch = about["files"], about["history"], int(about["best_epoch"])
-            _check_record(about["record"], record, folder)
+            check_record(about["record"], record, folder)
             weights = read_weights(path / "weights", files)
         except (BrokenWeights, OSError, ValueError, KeyError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -62,7 +63,8 @@ def load_checkpoint(folder: Path, *, like: Any, record: dict[str, Any]) -> tuple
     raise UserError(f"{folder} holds broken checkpoints only; train anew with --overwrite")
 
 
-def _check_record(found: dict[str, Any], record: dict[str, Any], folder: Path) -> None:
+def check_record(found: dict[str, Any], record: dict[str, Any], folder: Path) -> None:
+    """Raise a UserError where a folder is of another training than that of the record."""
     given = json.loads(json.dumps(record))
     for name in sorted(given.keys() | found.keys()):
         if given.get(name) != found.get(name):

@@ -87,7 +87,7 @@ def predict_unet(
     Parameters
     ----------
     image : (..., Y, X) array
-        NumPy or CuPy; on the scale of the training images. Where it is NaN or Inf, it is taken for background.
+        NumPy or CuPy; on the scale of the training images. Where it is NaN or Inf is background, without a probability.
     model : UNetModel
     result : {"labels", "probability"}
         Classes, or the probability of not being background.
@@ -128,7 +128,8 @@ def predict_unet(
     bad = None
     if image.dtype.kind == "f" and not bool(xp.isfinite(image).all()):
         bad = ~xp.isfinite(image)
-        count("values that are NaN or Inf, taken for background", bad)
+        taken = "taken for background" if result == "labels" else "NaN in the result"
+        count(f"values that are NaN or Inf, {taken}", bad)
         image = xp.where(bad, xp.asarray(model.normalisation.fill, dtype=image.dtype), image)
     values = _pad(read_channels(image, model.normalisation), config, xp=xp)
     values = xp.reshape(values, (-1, *values.shape[-1 - dims :]))

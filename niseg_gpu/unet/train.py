@@ -135,7 +135,7 @@ def train(
     tell : callable
         Called with the figures of each finished epoch.
     resume : bool
-        Go on after the last checkpoint. The result is that of a training that was never cut.
+        Go on after the last checkpoint, if there is one. The result is that of a training that was never cut.
 
     Raises
     ------
@@ -144,8 +144,8 @@ def train(
     """
     schedule = plan.schedule
     learner, history, best = start_learner(plan), [], None
-    if resume:
-        learner, history, best = load_checkpoint(folder, like=learner, record=record)
+    if resume and (found := load_checkpoint(folder, like=learner, record=record)):
+        learner, history, best = found
     mesh = Mesh(np.array(devices), ("batch",))
     everywhere = NamedSharding(mesh, PartitionSpec())
     learner, validation = jax.device_put(learner, everywhere), share_samples(validation, mesh)
