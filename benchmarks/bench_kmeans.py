@@ -35,7 +35,7 @@ class KMeans:
     params = (["small", "full"],)
     param_names = ["size"]
     reference = "time_sklearn"
-    equal = "labels identical but for ties (counted)"
+    equal = "labels identical but for ties, and for pixels where scikit-learn in float64 says the same (both counted)"
     included = "spectra in memory, one a row, to labels; no disk, no start-up, no transposing"
     warm_up = True
     devices = ("cpu", "gpu")
@@ -61,16 +61,26 @@ class KMeans:
         return count_least(self.shape, len(self.centroids), nbytes=self.nbytes, iterations=self.iterations)
 
     def assert_equal(self, labels: np.ndarray, expected: np.ndarray) -> dict[str, int]:
-        """Where labels differ, a pixel must be as near to the mean of one cluster as to that of the other."""
+        """Where labels differ, a pixel must be as near to the mean of one cluster as to that of the other.
+
+        Or scikit-learn itself must come to the other label when it computes in float64.
+        """
         differing = np.flatnonzero(labels != expected)
         assert len(differing) <= TIES * len(expected), f"{len(differing)} of {len(expected)} labels differ"
-        if len(differing):
-            means = {c: self.spectra[expected == c].mean(axis=0, dtype=np.float64) for c in np.unique(expected)}
-            for i in differing:
-                assert labels[i] in means, f"pixel {i} is in cluster {labels[i]}, which has no pixel there"
-                got, best = (((self.spectra[i] - means[c]) ** 2).sum() for c in (labels[i], expected[i]))
-                assert abs(got - best) <= TIE * best, f"pixel {i}: distance {got:.6g}, to the expected {best:.6g}"
-        return {"ties_decided_otherwise": len(differing)}
+        if not len(differing):
+            return {"ties_decided_otherwise": 0}
+        means = {c: self.spectra[expected == c].mean(axis=0, dtype=np.float64) for c in np.unique(expected)}
+        wrong = []
+        for i in differing:
+            assert labels[i] in means, f"pixel {i} is in cluster {labels[i]}, which has no pixel there"
+            got, best = (((self.spectra[i] - means[c]) ** 2).sum() for c in (labels[i], expected[i]))
+            if abs(got - best) > TIE * best:
+                wrong.append((i, got, best))
+        if wrong:
+            exact = plain.cluster_spectra(self.spectra.astype(np.float64), self.centroids, ITERATIONS).labels_
+            for i, got, best in wrong:
+                assert labels[i] == exact[i], f"pixel {i}: distance {got:.6g}, to the expected {best:.6g}"
+        return {"ties_decided_otherwise": len(differing) - len(wrong), "decided_as_in_float64": len(wrong)}
 
 
 class Gather:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import clock, data, ours, plain, rows, runner, table
+from benchmarks import bench_kmeans, clock, data, ours, plain, rows, runner, table
 from benchmarks.bench_end_to_end import Labels, launch
 from niseg_gpu import cli
 from niseg_gpu.backend import CPU
@@ -256,6 +256,24 @@ def test_labels_may_differ_at_ties_only(bench_data, monkeypatch):
         benchmark.assert_equal({**expected, "labels": expected["labels"] + 1}, expected)
     with pytest.raises(AssertionError):
         benchmark.assert_equal({**expected, "spectra": pair * 1.01}, expected)
+
+
+def test_labels_of_float64_count_against_the_reference_s_rounding(bench_data, monkeypatch):
+    monkeypatch.setenv("NISEG_BENCH_DATA", str(bench_data))
+    monkeypatch.setattr(bench_kmeans, "TIES", 1e-3)  # of few pixels
+    benchmark = bench_kmeans.KMeans()
+    benchmark.setup("small")
+    right = benchmark.time_sklearn("small")
+    means = np.stack([benchmark.spectra[right == c].mean(axis=0) for c in range(len(benchmark.centroids))])
+    distances = ((benchmark.spectra[:, None] - means) ** 2).sum(-1)
+    distances.sort(axis=1)
+    clear = int(np.argmax(distances[:, 1] / distances[:, 0]))  # a pixel that is no tie
+    other = right.copy()
+    other[clear] = (right[clear] + 1) % len(means)
+    assert benchmark.assert_equal(right, right) == {"ties_decided_otherwise": 0}
+    assert benchmark.assert_equal(right, other) == {"ties_decided_otherwise": 0, "decided_as_in_float64": 1}
+    with pytest.raises(AssertionError, match=f"pixel {clear}: distance"):
+        benchmark.assert_equal(other, right)
 
 
 def test_sides_run_in_turns_within_their_time():
