@@ -28,7 +28,6 @@ NO_DATA_COLOUR = "#B0B0B0"
 BAD_PIXEL_COLOUR = "#E07B39"
 MAP_PIXELS = 600  # about what a map has room for; larger images are shrunk to it
 LINE = 20  # times as long as wide
-LINE = 20  # times as long as wide
 PIXEL_AXES = ("y (pixel)", "x (pixel)")
 _DPI, _DPI_WIDE = 140, 115  # a little more than a page shows
 _LARGE_PNG, _LARGE_PNG_OF_FEW_COLOURS = 500_000, 250_000
