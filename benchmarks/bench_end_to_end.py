@@ -34,7 +34,7 @@ class Labels:
     params = (["small", "full"],)
     param_names = ["size"]
     reference = "time_plain"
-    equal = "labels identical but for ties (counted), spectra to 1e-3 relative"
+    equal = "labels identical but for ties (counted), spectra to 1e-3 relative, centroids to 1e-4 of their length"
     included = "whole processes: start-up, files in the page cache, results written (ours: with its report)"
     warm_up = False
     devices = ("cpu", "gpu")
@@ -132,9 +132,14 @@ class Labels:
         return {"disk" if self.cold else "cache": self.nbytes}
 
     def assert_equal(self, found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, int]:
-        np.testing.assert_allclose(found["centroids"], expected["centroids"], rtol=1e-3)
-        np.testing.assert_allclose(found["spectra"], expected["spectra"], rtol=1e-3)
-        return {"ties_decided_otherwise": count_ties(self.run, found["labels"], expected)}
+        ties = find_ties(self.run, found["labels"], expected)
+        spectra = move_pixels(expected["spectra"], expected["labels"], found["labels"], ties)
+        np.testing.assert_allclose(found["spectra"], spectra, rtol=1e-3)  # NumPy's sum of 60,000 float32: 4e-4
+        # of the labels an iteration earlier, where other pixels were ties: each adds its noise over the cluster's size
+        lengths = np.linalg.norm(expected["centroids"], axis=1)
+        off = np.linalg.norm(found["centroids"] - expected["centroids"], axis=1) / lengths
+        assert off.max() <= 1e-4, f"centroid {off.argmax()} is off by {off.max():.3g} of its length; allowed: 1e-4"
+        return {"ties_decided_otherwise": len(ties)}
 
 
 class LabelsAndImage(Labels):
@@ -173,17 +178,18 @@ class LabelsCold(Labels):
         return launch(["-c", code], self.run)["fetched_bytes"]
 
 
-def count_ties(run: Path, labels: np.ndarray, expected: dict[str, np.ndarray]) -> int:
-    """Count pixels labelled otherwise than expected; they must be few and as near to one centroid as to the other.
+def find_ties(run: Path, labels: np.ndarray, expected: dict[str, np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
+    """Find pixels labelled otherwise than expected, (y, x), with their spectra, (N,) float64.
 
-    Both sides round the overlap correction in their own way, in the last bit of float32; a pixel that lies half way
-    between two clusters may then go to either.
+    They must be few and as near to one centroid as to the other. Both sides round the overlap correction in their own
+    way, in the last bit of float32; a pixel that lies half way between two clusters may then go to either.
     """
     places = np.argwhere(labels != expected["labels"])
     allowed = max(1, int(TIES * labels.size))
     assert len(places) <= allowed, f"{len(places)} of {labels.size} labels differ; allowed: {allowed}, where near ties"
+    ties: dict[tuple[int, int], np.ndarray] = {}
     if not len(places):
-        return 0
+        return ties
     counts, windows = plain.read_stack(run), plain.read_windows(run)
     for y, x in places:
         top, left = max(y - 1, 0), max(x - 1, 0)
@@ -192,7 +198,21 @@ def count_ties(run: Path, labels: np.ndarray, expected: dict[str, np.ndarray]) -
         pair = expected["centroids"][[labels[y, x], expected["labels"][y, x]]]
         got, best = ((spectrum - pair) ** 2).sum(axis=1)
         assert abs(got - best) <= TIE * best, f"pixel {y}, {x}: squared distance {got:.6g}, to the expected {best:.6g}"
-    return len(places)
+        ties[int(y), int(x)] = spectrum
+    return ties
+
+
+def move_pixels(
+    means: np.ndarray, before: np.ndarray, after: np.ndarray, spectra: dict[tuple[int, int], np.ndarray]
+) -> np.ndarray:
+    """Turn the mean spectra of the labels `before`, (k, N), into those of `after`, which differ at `spectra`."""
+    pixels = np.bincount(before.ravel(), minlength=len(means)).astype(np.float64)
+    sums = means * pixels[:, None]
+    for place, spectrum in spectra.items():
+        for label, sign in ((before[place], -1), (after[place], 1)):
+            sums[label] += sign * spectrum
+            pixels[label] += sign
+    return sums / pixels[:, None]
 
 
 def launch(program: Sequence[Any], *arguments: Any) -> dict[str, Any]:

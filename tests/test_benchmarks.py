@@ -241,21 +241,30 @@ def test_labels_may_differ_at_ties_only(bench_data, monkeypatch):
     benchmark.setup("small")
     counts = plain.read_stack(benchmark.run)
     corrected = plain.correct_overlap(counts, *plain.read_windows(benchmark.run))
-    spectrum = plain.remove_spots(corrected, data.THRESHOLD)[0][:, 20, 63]
-    pair = np.stack([spectrum + 5, spectrum - 5])
-    expected = {"labels": np.zeros((64, 64), np.uint8), "centroids": pair, "spectra": pair}
+    spectra = plain.collect_spectra(plain.remove_spots(corrected, data.THRESHOLD)[0])
+    labels = np.zeros((64, 64), np.uint8)
+    labels[40:] = 1
+
+    def average(labels):
+        return plain.average_spectra(spectra, labels.ravel(), 2)
+
+    tie = spectra[20 * 64 + 63]
+    expected = {"labels": labels, "centroids": np.stack([tie + 5, tie - 5]), "spectra": average(labels)}
     for place, agrees in {(20, 63): True, (20, 10): False}.items():
-        found = {**expected, "labels": expected["labels"].copy()}
-        found["labels"][place] = 1
+        other = labels.copy()
+        other[place] = 1
+        found = {**expected, "labels": other, "spectra": average(other)}
         if agrees:
             assert benchmark.assert_equal(found, expected) == {"ties_decided_otherwise": 1}
+            with pytest.raises(AssertionError, match="Not equal to tolerance"):  # the spectra of other labels
+                benchmark.assert_equal({**found, "spectra": 1.002 * found["spectra"]}, expected)
+            with pytest.raises(AssertionError, match="centroid 1 is off by 0.001 of its length"):
+                benchmark.assert_equal({**found, "centroids": found["centroids"] * [[1], [1.001]]}, expected)
         else:
             with pytest.raises(AssertionError, match="pixel 20, 10: squared distance"):
                 benchmark.assert_equal(found, expected)
     with pytest.raises(AssertionError, match="4096 of 4096 labels differ"):
-        benchmark.assert_equal({**expected, "labels": expected["labels"] + 1}, expected)
-    with pytest.raises(AssertionError):
-        benchmark.assert_equal({**expected, "spectra": pair * 1.01}, expected)
+        benchmark.assert_equal({**expected, "labels": 1 - labels}, expected)
 
 
 def test_labels_of_float64_count_against_the_reference_s_rounding(bench_data, monkeypatch):
