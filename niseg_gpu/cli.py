@@ -61,18 +61,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         _set_up_logging(options)
         status = options.run(options) or 0
     except UserError as error:
-        complaint, status = str(error), 2
+        complaint, status = _with_notes(str(error), error), 2
     except MemoryError as error:
-        complaint, status = f"not enough memory; give smaller data or fewer workers, or free some ({error})", 2
-    except KeyboardInterrupt:
-        complaint, status = "interrupted; nothing was left under a final name, run the same command again", 130
-        if hasattr(options, "resume"):
-            complaint += " with --resume, to go on after the last epoch"
+        complaint = f"not enough memory; give smaller data or fewer workers, or free some ({error})"
+        complaint, status = _with_notes(complaint, error), 2
+    except KeyboardInterrupt as error:
+        advice = getattr(options, "when_interrupted", "run the same command again")
+        kept = _with_notes("interrupted", error)
+        untold = f"interrupted; nothing was left under a final name, {advice}"
+        complaint, status = untold if kept == "interrupted" else kept, 130
     except BrokenPipeError:
         status = 1
     except Exception as error:
         logging.getLogger("niseg_gpu").debug("the traceback of the fault", exc_info=True)
         complaint, status = _explain(error)
+        complaint = _with_notes(complaint, error)
     if complaint:
         print("niseg-gpu:", " ".join(complaint.split()), file=sys.stderr)
     sys.exit(status)
@@ -91,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = add_command(commands, "run", _run, "Run a pipeline into a folder of results.")
     run.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
     _add_run_options(run)
+    run.add_argument("--resume", action="store_true", help="go on where a killed run of the same name was")
     check = add_command(commands, "check", _check, "Check a pipeline: everything that can be known without computing.")
     check.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
     _add_run_options(check)
@@ -120,6 +124,11 @@ def build_parser() -> argparse.ArgumentParser:
     for name in OPS:
         _add_step(commands, name, summary_of(name))
     return parser
+
+
+def _with_notes(complaint: str, error: BaseException) -> str:
+    """The complaint, with what the error was told to add."""
+    return "; ".join([complaint, *getattr(error, "__notes__", ())])
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -225,7 +234,7 @@ def _override(key: str, text: object) -> str:
 def _run(options: argparse.Namespace) -> None:
     from niseg_gpu.pipeline.run import run_pipeline
 
-    out = run_pipeline(_read(options), overwrite=options.overwrite, quiet=options.quiet)
+    out = run_pipeline(_read(options), overwrite=options.overwrite, resume=options.resume, quiet=options.quiet)
     say(options, summarize(out))
 
 

@@ -36,6 +36,7 @@ def _add_train(kinds: Any) -> None:
     leave_out = [*_lists(), *FLAGS]
     add_fields(train.add_argument_group("parameters"), _train_model(), leave_out=leave_out)
     train.add_argument("--resume", action="store_true", help="go on after the last checkpoint")
+    train.set_defaults(when_interrupted="run the same command again with --resume, to go on after the last epoch")
     train.add_argument("--overwrite", action="store_true", help="replace MODEL and its training where they exist")
 
 

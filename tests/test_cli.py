@@ -383,7 +383,24 @@ def test_an_interrupt_is_status_130(niseg, pipeline: Path, monkeypatch) -> None:
 
     monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", interrupt)
     status, _, err = niseg("run", pipeline)
-    assert status == 130 and "interrupted" in err
+    assert status == 130 and "interrupted; nothing was left under a final name" in err
+
+
+def test_an_interrupt_tells_what_is_kept(niseg, pipeline: Path, monkeypatch) -> None:
+    def interrupt(*args, **kwargs):
+        error = KeyboardInterrupt()
+        error.add_note("3 of 5 blocks are done and kept; go on")
+        raise error
+
+    monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", interrupt)
+    status, _, err = niseg("run", pipeline)
+    assert (status, err) == (130, "niseg-gpu: interrupted; 3 of 5 blocks are done and kept; go on\n")
+
+
+def test_a_finished_run_is_not_run_again_to_resume_it(niseg, pipeline: Path) -> None:
+    first = niseg("run", pipeline, "--resume")
+    again = niseg("run", pipeline, "--resume")
+    assert first[0] == again[0] == 0 and first[1] == again[1]
 
 
 @pytest.mark.parametrize("command", [*(step.replace("_", "-") for step in OPS), "run", "check", "demo", "info"])

@@ -1,6 +1,8 @@
-"""Sums by label on both devices."""
+"""Sums by label on both devices, and sums of images in any order."""
 
 from __future__ import annotations
+
+import math
 
 import array_api_strict
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from niseg_gpu.backend import CPU
 from niseg_gpu.kernels.sums import sum_by_label_cpu, sum_by_label_xp
 
 
@@ -22,3 +25,27 @@ def test_sums_by_label_agree(rows, n_labels) -> None:
         sum_by_label_xp(*on_device, xp=array_api_strict, n_labels=n_labels, block=30),
     ):
         np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-9)
+
+
+# 24 bits each, spread over 60: more than a float64 sum holds
+COUNTS = st.builds(lambda bits, down: bits * 2.0**-down, st.integers(-(2**24), 2**24), st.integers(0, 60))
+
+
+@given(
+    parts=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 12), st.just(2), st.integers(1, 3)),
+        elements=COUNTS,
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_images_add_up_to_the_same_bits_in_any_order(parts, order) -> None:
+    sums = []
+    for numbers in (range(len(parts)), order.sample(range(len(parts)), len(parts))):
+        total, rest = np.zeros(parts.shape[1:]), np.zeros(parts.shape[1:])
+        for i in numbers:
+            CPU.add_exactly(total, rest, parts[i])
+        sums.append(total + rest)
+    exact = [math.fsum(map(float, pixel)) for pixel in parts.reshape(len(parts), -1).T]
+    np.testing.assert_array_equal(sums[0].ravel(), exact)
+    np.testing.assert_array_equal(sums[1], sums[0])

@@ -56,6 +56,12 @@ class Twin:
 
     kernels: str
 
+    def add_exactly(self, total: np.ndarray, rest: np.ndarray, part: np.ndarray) -> None:
+        """Add images on the host, (Y, X), in any order to the same bits; `rest` gets what `total` rounds off."""
+        from niseg_gpu.kernels.sums import add_exactly_cpu
+
+        add_exactly_cpu(total, rest, part)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.kernels,)
 

@@ -26,14 +26,14 @@ def staged(path: Path) -> Iterator[Path]:
         Nothing is there yet.
     """
     path = path.absolute()
-    _remove_left(path)
+    remove_left(path)
     partial = _hide(path, "partial")
-    _remove(partial)  # of a killed process with the same number
+    remove(partial)  # of a killed process with the same number
     try:
         yield partial
-        _move(partial, path)
+        move_into_place(partial, path)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def _hide(path: Path, kind: str) -> Path:
@@ -51,7 +51,7 @@ def _tell_place() -> str:
     return f"{machine}-{container}"
 
 
-def _remove_left(path: Path) -> None:
+def remove_left(path: Path) -> None:
     """Remove what processes that were killed have left beside `path`; those of other machines can't be asked."""
     try:
         beside = os.listdir(path.parent)
@@ -62,7 +62,7 @@ def _remove_left(path: Path) -> None:
         for name in beside:
             number = name.removeprefix(start)
             if name.startswith(start) and number.isdecimal() and not _is_running(int(number)):
-                _remove(path.with_name(name))
+                remove(path.with_name(name))
 
 
 def _is_running(process: int) -> bool:
@@ -75,7 +75,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _move(partial: Path, path: Path) -> None:
+def move_into_place(partial: Path, path: Path) -> None:
     """Put `partial` in the place of `path`, which comes back if that fails."""
     if not path.is_dir() or path.is_symlink():
         if partial.is_dir() and os.path.lexists(path):
@@ -91,7 +91,7 @@ def _move(partial: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)  # an error of the block's own must not be lost over this
     else:

@@ -1,4 +1,4 @@
-"""Summing spectra by cluster, each read once and summed in float64."""
+"""Sums in float64: of spectra by cluster, each read once; of images in any order, to the same bits."""
 
 from __future__ import annotations
 
@@ -32,3 +32,23 @@ def sum_by_label_xp(rows: Any, labels: Any, *, xp: Any, n_labels: int, block: in
         member = xp.astype(numbers == labels[None, start : start + block], xp.float64)
         sums += member @ xp.astype(rows[start : start + block, ...], xp.float64)
     return sums
+
+
+@compiled
+def _add(total, rest, part):
+    for y in range(total.shape[0]):
+        for x in range(total.shape[1]):
+            before, new = total[y, x], np.float64(part[y, x])
+            after = before + new
+            share = after - before
+            rest[y, x] += (before - (after - share)) + (new - share)
+            total[y, x] = after
+
+
+def add_exactly_cpu(total: np.ndarray, rest: np.ndarray, part: np.ndarray) -> None:
+    """Add `part` (Y, X) to `total` + `rest` (Y, X) float64, of which `rest` gets what `total` rounds off.
+
+    Together they hold 106 bits, so that float32 images give the same sum in any order. Knuth's sum of two
+    ([10.1137/030601818](https://doi.org/10.1137/030601818), algorithm 3.1).
+    """
+    _add(total, rest, part)

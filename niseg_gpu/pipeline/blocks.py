@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from niseg_gpu.stack import dtype_for_steps
 if TYPE_CHECKING:
     import xarray as xr
 
-    from niseg_gpu.pipeline.planes import PlaneSamples
+    from niseg_gpu.pipeline.ledger import Ledger
 
 
 def halo_of(stages: Sequence[Any]) -> tuple[int, int]:
@@ -62,8 +62,9 @@ class BlockRun:
     stack : xarray.DataArray
     stages : sequence of Stage
     bad_values : {"error", "keep"}
-    samples : PlaneSamples, optional
-        Given what comes to the stages that look for spots.
+    ledger : Ledger, optional
+        Given what is found in each block, instead of the clock, and a sample of what comes to the stages that look for
+        spots.
     """
 
     def __init__(
@@ -74,16 +75,16 @@ class BlockRun:
         stages: Sequence[Any],
         *,
         bad_values: str,
-        samples: PlaneSamples | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.backend, self.clock, self.stack, self.stages = backend, clock, stack, stages
-        self.halo, self.samples = halo_of(stages), samples
+        self.halo, self.ledger = halo_of(stages), ledger
         self.pictured = pictured_stage(stages)
         role = stack.attrs.get("role", "sample")
         self.of = "" if role == "sample" else f"{role.replace('_', ' ')}: "
         self.check = ValueCheck(stack.attrs.get("files", ()), bad_values=bad_values)
         self.references = {
-            (i, name): BlockRun(backend, clock, value.raw, value.stages, bad_values=bad_values)
+            (i, name): BlockRun(backend, clock, value.raw, value.stages, bad_values=bad_values, ledger=ledger)
             for i, stage in enumerate(stages)
             for name, value in stage.state.items()
             if hasattr(value, "stages")
@@ -118,7 +119,7 @@ class BlockRun:
         with findings.collect(counted) as tally:
             self.check(block, wide)
         block = block.astype(dtype_for_steps(block.dtype), copy=False)
-        self.clock.add_findings(f"{self.of}input", tally)
+        self._note(own, "input", tally)
         with self.clock.timing("to device", block.nbytes):
             block = self.backend.from_host(block)
             self.backend.synchronize()
@@ -126,9 +127,7 @@ class BlockRun:
         if self.pictured == 0:
             pictures.append(self.backend.xp.mean(block, axis=0, dtype=self.backend.xp.float32))
         for i, stage in enumerate(self.stages):
-            if self.samples is not None and i in self.samples.steps:
-                with self.clock.timing("sample for the report", 0):
-                    self.samples.take(i, block, inner=counted[-block.ndim :])
+            self._sample(own, i, block, inner=counted[-block.ndim :])
             state = {name: aside.get((i, name), self._local(value, wide, stage)) for name, value in stage.state.items()}
             with findings.collect(counted) as tally, self.clock.timing(stage.name, block.nbytes):
                 block = stage.op.apply(block, **state)
@@ -136,11 +135,23 @@ class BlockRun:
                     block, mask = block
                     masks.append(mask)
                 self.backend.synchronize()
-            self.clock.add_findings(f"{self.of}{stage.name}", tally)
+            self._note(own, stage.name, tally)
             if self.pictured == i + 1:
                 pictures.append(self.backend.xp.mean(block, axis=0, dtype=self.backend.xp.float32))
         inner = locate(region, within=wide)
         return [array[inner[-array.ndim :]] for array in (block, *masks, *pictures)]
+
+    def _note(self, own: Region, step: str, tally: Mapping[str, Any]) -> None:
+        if self.ledger is None:
+            self.clock.add_findings(f"{self.of}{step}", tally)
+        else:
+            self.ledger.add_findings(own, f"{self.of}{step}", tally)
+
+    def _sample(self, own: Region, stage: int, block: Any, *, inner: tuple[slice, ...]) -> None:
+        if self.ledger is None or self.of or stage not in self.ledger.samples.steps:
+            return
+        with self.clock.timing("sample for the report", 0):
+            self.ledger.add_samples(own, stage, self.ledger.samples.take(stage, block, inner=inner))
 
     def _local(self, value: Any, wide: Region, stage: Any) -> Any:
         """Cut a state's array to the block, by the axes they share.

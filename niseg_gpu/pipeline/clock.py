@@ -33,6 +33,11 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             self.bytes[name] = self.bytes.get(name, 0) + int(nbytes)
 
+    def as_mapping(self) -> dict[str, tuple[float, int]]:
+        """Seconds and bytes by name."""
+        with self._lock:
+            return {name: (seconds, self.bytes[name]) for name, seconds in self.seconds.items()}
+
     @contextmanager
     def timing(self, name: str, nbytes: int) -> Iterator[None]:
         """Time a block of code."""

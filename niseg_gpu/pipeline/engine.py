@@ -22,7 +22,7 @@ from niseg_gpu.stack import StackInfo
 if TYPE_CHECKING:
     import xarray as xr
 
-    from niseg_gpu.pipeline.planes import PlaneSamples
+    from niseg_gpu.pipeline.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Engine:
         steps: Sequence[Step],
         *,
         whole: frozenset[str] = frozenset(),
-        samples: PlaneSamples | None = None,
+        ledger: Ledger | None = None,
         **references: xr.DataArray | None,
     ) -> Applied:
         """Apply block-wise steps, lazily; only what a `fit` needs (a dose, averaged frames) is computed at once.
@@ -141,13 +141,13 @@ class Engine:
         steps : sequence of Step
         whole : frozenset of str
             Axes that a block of the result may not split, besides those the steps ask for.
-        samples : PlaneSamples, optional
-            Filled as the blocks are computed.
+        ledger : Ledger, optional
+            Filled as the blocks are computed; of a run to go on with, it says how it was cut.
         **references : xarray.DataArray or None
             ``open_beam`` and ``dark``.
         """
         stages = self.fit(stack, steps, reading=True, **references)
-        return self.map_stages(stack, stages, whole=whole, samples=samples)
+        return self.map_stages(stack, stages, whole=whole, ledger=ledger)
 
     def fit(
         self,
@@ -199,13 +199,14 @@ class Engine:
         stages: Sequence[Stage],
         *,
         whole: frozenset[str] = frozenset(),
-        samples: PlaneSamples | None = None,
+        ledger: Ledger | None = None,
     ) -> Applied:
         """Apply stages that are ready, lazily, fused into one task a block."""
         import dask.array as da
         from dask import delayed
 
         frames, halo = halo_of(stages)
+        parts = (ledger.parts if ledger is not None else None) or 4 * self.workers
         regions = cut_regions(
             tuple(map(str, stack.dims)),
             stack.shape,
@@ -213,14 +214,14 @@ class Engine:
             halo=halo,
             frames=frames,
             grid=grid_of(stages),
-            parts=4 * self.workers,
+            parts=parts,
             block_bytes=self.block_bytes,
         )
         axis = 0 if len(regions) > 1 and regions[0][0] != regions[1][0] else stack.ndim - 2
-        if samples is not None:
+        if ledger is not None:
             before = [StackInfo.for_steps(stack), *(stage.info for stage in stages)]
-            samples.prepare(stages, before, n_blocks=len(regions))
-        run = BlockRun(self.backend, self.clock, stack, stages, bad_values=self.bad_values, samples=samples)
+            ledger.prepare(stages, before, regions, axis=axis - stack.ndim, parts=parts, halo=frames)
+        run = BlockRun(self.backend, self.clock, stack, stages, bad_values=self.bad_values, ledger=ledger)
         outputs = _outputs(stack, stages)
         pieces: list[list[Any]] = [[] for _ in outputs]
         for region in regions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ class Sampled(NamedTuple):
 
 
 class PlaneSamples:
-    """Samples blocks in the planes of a run's steps; several threads may bring theirs.
+    """Samples blocks in the planes of a run's steps.
 
     Parameters
     ----------
@@ -44,7 +43,7 @@ class PlaneSamples:
     def __init__(self, backend: Any) -> None:
         self.backend = backend
         self.steps: dict[int, Sampled] = {}
-        self._pixels, self._lock = PIXELS, threading.Lock()
+        self._pixels = PIXELS
 
     def prepare(self, stages: Sequence[Any], infos: Sequence[Any], *, n_blocks: int) -> None:
         """Note which stages are to be sampled; `infos` tell of the stack before each."""
@@ -54,12 +53,18 @@ class PlaneSamples:
             if plane is not None:
                 self.steps[i] = Sampled(stage.name, plane, info.quantity, [])
 
-    def take(self, stage: int, block: Any, *, inner: tuple[slice, ...]) -> None:
-        """Sample a block on its way to a stage of `steps`."""
-        sampled = self.steps[stage]
-        parts = sample_plane(block, sampled.plane, inner=inner, pixels=self._pixels)
-        with self._lock:
-            sampled.parts.extend(map(self.backend.to_host, parts))
+    def take(self, stage: int, block: Any, *, inner: tuple[slice, ...]) -> list[np.ndarray]:
+        """Sample a block on its way to a stage of `steps`; several threads may do so at once."""
+        parts = sample_plane(block, self.steps[stage].plane, inner=inner, pixels=self._pixels)
+        return [self.backend.to_host(part) for part in parts]
+
+    def extend(self, stage: int, parts: Sequence[np.ndarray]) -> None:
+        """Keep what was taken."""
+        self.steps[stage].parts.extend(parts)
+
+    def gather(self) -> dict[int, np.ndarray]:
+        """All that is kept of each stage, (n, 2) float32."""
+        return {stage: _join(sampled.parts) for stage, sampled in self.steps.items()}
 
     def write(self, group: Any) -> None:
         """Count the pixels in each plane into arrays ``spot_plane``, ``spot_plane_2``, ... and those beside them."""
@@ -67,8 +72,7 @@ class PlaneSamples:
 
         for number, sampled in enumerate(self.steps.values(), start=1):
             name, plane = "spot_plane" if number == 1 else f"spot_plane_{number}", sampled.plane
-            features = np.concatenate(sampled.parts) if sampled.parts else np.zeros((0, 2), np.float32)
-            counted = count_plane(features, names=plane.features)
+            counted = count_plane(_join(sampled.parts), names=plane.features)
             axes = tuple(f"{name}_{feature}" for feature in plane.features)
             about = {
                 "step": sampled.step,
@@ -85,3 +89,7 @@ class PlaneSamples:
             if plane.model is not None:
                 region = decide_region(plane.model, counted.nodes, backend=self.backend)
                 write_array(group, f"{name}_region", region, tuple(f"{axis}_node" for axis in axes[::-1]))
+
+
+def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros((0, 2), np.float32)

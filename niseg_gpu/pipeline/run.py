@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import shutil
 import sys
 import threading
-import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,23 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niseg_gpu.backend import CPU, count_cores, select
-from niseg_gpu.io.folders import check_folder, staged_folder
-from niseg_gpu.io.gate import gated
-from niseg_gpu.kmeans.step import open_table
-from niseg_gpu.kmeans.table import PixelTable
+from niseg_gpu.backend import count_cores, select
+from niseg_gpu.io.folders import check_folder
+from niseg_gpu.io.unfinished import unfinished_folder
+from niseg_gpu.pipeline.checkpoint import CHECKPOINT, Checkpoint, check_finished, identify_run
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.clusters import cluster, write_clusters
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
 from niseg_gpu.pipeline.inputs import Inputs, open_inputs
+from niseg_gpu.pipeline.ledger import Ledger
 from niseg_gpu.pipeline.parse import Pipeline, Step
-from niseg_gpu.pipeline.planes import PlaneSamples
-from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.results import SIGN, write_array, write_json
-from niseg_gpu.pipeline.sinks import FetchTarget, HostTarget, SumTarget
 from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.pipeline.store import WALL, store_blocks, warn_of_many_spots
 from niseg_gpu.pipeline.workers import describe_workers, workers_of
-from niseg_gpu.spots import MANY_SPOTS
 from niseg_gpu.stack import UNITS, StackInfo
 from niseg_gpu.threads import use_threads
 
@@ -42,8 +40,6 @@ PACKAGES = (
     *("numpy", "dask", "xarray", "zarr", "astropy", "scipy", "scikit-learn", "numba", "jax", "flax"),
     *("cupy", "cucim", "cuml"),
 )
-
-WALL = "all blocks, by the clock on the wall"
 
 log = logging.getLogger("niseg_gpu")
 
@@ -76,11 +72,11 @@ class Session:
         ends = [s for s in self.pipeline.steps if OPS[s.name].apply is None]
         return ends[0] if ends else None
 
-    def apply(self, *, samples: PlaneSamples | None = None) -> Applied:
+    def apply(self, *, ledger: Ledger | None = None) -> Applied:
         """Apply the block-wise steps to the inputs, in blocks that the last step can use."""
         whole = OPS[self.last_step.name].whole if self.last_step else frozenset()
         references = self.inputs.references
-        return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, samples=samples, **references)
+        return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, ledger=ledger, **references)
 
 
 def open_session(pipeline: Pipeline, *, client: Any = None, reading: bool = True) -> Session:
@@ -99,14 +95,20 @@ def check_steps(session: Session) -> list[Stage]:
     return session.engine.fit(session.inputs.sample, session.pipeline.steps, reading=False, **session.inputs.references)
 
 
-def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False) -> Path:
+def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, resume: bool = False, quiet: bool = False) -> Path:
     """Run a pipeline into its folder of results.
+
+    A run that keeps the image, or whose steps end with none that needs all pixels, writes a checkpoint every half
+    minute. Where it is killed, or ends with an error, the hidden folder it was filling stays if it holds one.
 
     Parameters
     ----------
     pipeline : Pipeline
     overwrite : bool
         Replace an earlier result of the same name.
+    resume : bool
+        Go on after the last checkpoint, where there is one, to the same results, byte for byte; begin where there is
+        none; leave a finished run of the same pipeline as it is, unless with `overwrite`.
     quiet : bool
         No progress bar.
 
@@ -114,16 +116,28 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = F
     -------
     Path
         The folder: ``result.zarr``, ``report.html``, ``preview/``, ``run.json``, ``log.txt``.
+
+    Raises
+    ------
+    UserError
+        Among others: an unfinished run is there and neither is to be resumed nor replaced; it is of another pipeline,
+        other files, other kernels.
     """
     from niseg_gpu.figures import load_libraries
     from niseg_gpu.report import write_report
 
     started, out = datetime.now(UTC).astimezone(), Path(pipeline.output.path)
-    start = time.perf_counter()
+    if resume and not overwrite and (out / SIGN).is_file():
+        check_finished(out / SIGN, pipeline)
+        return out
     check_folder(out, overwrite=overwrite, sign=SIGN)
     with ExitStack() as stack:
         session = open_session(pipeline, client=stack.enter_context(workers_of(pipeline.compute)))
-        folder = stack.enter_context(staged_folder(out, overwrite=overwrite, sign=SIGN))
+        folder = stack.enter_context(
+            unfinished_folder(out, overwrite=overwrite, sign=SIGN, resume=resume, kept=CHECKPOINT)
+        )
+        ledger = open_ledger(session, folder)
+        stack.enter_context(_telling_of(ledger))
         stack.enter_context(_log_to(folder / "log.txt"))
         log.info(
             "%s %s on %s (%s)",
@@ -134,45 +148,63 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = F
         )
         # beside the blocks, which leave the interpreter to others most of the time
         threading.Thread(target=load_libraries, daemon=True).start()
-        results = write_results(session, folder, quiet=quiet)
+        results = write_results(session, folder, ledger=ledger, quiet=quiet)
         with session.clock.timing("report", 0):
             record = _record(session, results, started=started.isoformat(timespec="seconds"))
-            record.update(_costs(session, seconds=time.perf_counter() - start))
+            record["resumed_after_blocks"] = ledger.resumed_after
+            record.update(_costs(session, seconds=ledger.seconds))
             write_json(folder / SIGN, record)
             for line in record["findings"]:
                 log.info("%s", line)
             write_report(folder)
-        record.update(_costs(session, seconds=time.perf_counter() - start))
+        record.update(_costs(session, seconds=ledger.seconds))
         write_json(folder / SIGN, record)
     return out
 
 
-def _log_to(path: Path) -> Any:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def logging_to_file() -> Any:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-        try:
-            yield
-        finally:
-            log.removeHandler(handler)
-            handler.close()
-
-    return logging_to_file()
+def open_ledger(session: Session, folder: Path) -> Ledger:
+    """Open the account of the blocks, with a checkpoint where what they leave can be had again from the disk."""
+    backend, kept = session.engine.backend, session.pipeline.output.arrays
+    if session.last_step is not None and "image" not in kept:
+        return Ledger(backend, session.clock)
+    sample = session.inputs.sample
+    n_files = len(set(sample.attrs.get("files", ())))
+    frames = n_files if sample.ndim == 3 and n_files == len(sample) else 0
+    of = identify_run(session, _tell_uses(session))
+    return Ledger(backend, session.clock, checkpoint=Checkpoint(folder / CHECKPOINT, of=of, frames=frames))
 
 
-def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, Any]:
+@contextmanager
+def _telling_of(ledger: Ledger) -> Iterator[None]:
+    """Say of an error how much of the work is kept."""
+    try:
+        yield
+    except BaseException as error:
+        if ledger.keep():
+            of = f"{len(ledger.done)} of {len(ledger.regions)} blocks are done and kept"
+            error.add_note(f"{of}; the same command with --resume goes on after them")
+        raise
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def write_results(session: Session, folder: Path, *, ledger: Ledger, quiet: bool) -> dict[str, Any]:
     """Fill ``result.zarr``; return what ``run.json`` says of the results."""
-    import zarr
-
     with use_threads(session.workers):
-        samples = PlaneSamples(session.engine.backend)
-        applied = session.apply(samples=samples)
-        group = zarr.create_group(folder / "result.zarr", attributes={"quantity": StackInfo.of(applied.image).quantity})
-        table, sums = store_blocks(session, applied, group, quiet=quiet)
+        applied = session.apply(ledger=ledger)
+        group = open_group(folder / "result.zarr", applied, ledger=ledger)
+        table, sums = store_blocks(session, applied, group, ledger=ledger, quiet=quiet)
+    ledger.keep()
     _write_coords(group, applied.image)
     pictured = applied.mean_image if applied.mean_image is not None else applied.image
     mean = sums["mean_image" if applied.mean_image is not None else "image"].mean()
@@ -182,7 +214,7 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
         total = sums["spots"].total
         warn_of_many_spots(session, int(total.sum(dtype=np.int64)), of=total.size * sums["spots"].frames)
     with session.clock.timing("report", 0):
-        samples.write(group)
+        ledger.samples.write(group)
     results: dict[str, Any] = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in group.arrays()}
     if table is not None:
         found = cluster(session, table)
@@ -192,85 +224,19 @@ def write_results(session: Session, folder: Path, *, quiet: bool) -> dict[str, A
     return results
 
 
-def store_blocks(
-    session: Session, applied: Applied, group: Any, *, quiet: bool
-) -> tuple[PixelTable | None, dict[str, Any]]:
-    """Compute every block once and write it wherever it is wanted."""
-    import dask.array as da
+def open_group(path: Path, applied: Applied, *, ledger: Ledger) -> Any:
+    """Make the group of arrays, or open that of the run to go on with and leave in it what blocks were written to."""
+    import zarr
 
-    from niseg_gpu.io.zarr import align_chunks, create_array
-
-    backend, clock, kept = session.engine.backend, session.clock, session.pipeline.output.arrays
-    image = applied.image
-    pairs: list[tuple[Any, Any]] = []
-    sums: dict[str, Any] = {}
-    table = None
-    with show_progress("blocks", total=image.size, quiet=quiet) as progress:
-        sums["image"] = SumTarget(backend, shape=image.shape, dtype=np.float64, progress=progress)
-        if session.last_step is not None:
-            table, target = make_table(session, image)
-            pairs.append((image, target))
-        if "spots" in applied.masks:
-            sums["spots"] = SumTarget(backend, shape=applied.masks["spots"].shape, dtype=np.uint32)
-            pairs.append((applied.masks["spots"], sums["spots"]))
-        if applied.mean_image is not None:
-            sums["mean_image"] = SumTarget(backend, shape=applied.mean_image.shape, dtype=np.float64)
-            pairs.append((applied.mean_image, sums["mean_image"]))
-        for stack in (image, *applied.masks.values()):
-            if ("image" if stack is image else "spots") in kept:
-                array = create_array(
-                    group,
-                    str(stack.name),
-                    shape=stack.shape,
-                    dtype=stack.dtype,
-                    dims=_mask_dims(stack, image),
-                    chunks=align_chunks(stack.chunks, itemsize=stack.dtype.itemsize),
-                    attrs={"units": stack.attrs.get("quantity", "")} if stack is image else {},
-                )
-                pairs.append((stack, HostTarget(array, backend=backend, clock=clock)))
-        pairs.append((image, sums["image"]))  # last, so that the bar moves when a block is done with
-        with clock.timing(WALL, session.inputs.nbytes), gated([t for _, t in pairs]) as targets:
-            da.store([s.data for s, _ in pairs], targets, lock=False)
-    return table, sums
-
-
-def warn_of_many_spots(session: Session, number: int, *, of: int) -> None:
-    """Say so where more than a tenth of all values were taken for spots: then whatever tells them is off."""
-    if number > MANY_SPOTS * of:
-        first = next(step.name for step in session.pipeline.steps if OPS[step.name].mask)
-        cause = "the threshold is too low" if first == "remove_spots" else "the model suits other images"
-        what = f"of {of} values ({100 * number // of} %) were taken for spots: {cause}"
-        session.clock.add_findings("warning", {what: number})
-
-
-def make_table(session: Session, image: xr.DataArray) -> tuple[PixelTable, Any]:
-    """Make a table for the last step, on the host where workers are to get it, and what the blocks are written to."""
-    assert session.last_step is not None
-    backend, parameters = session.engine.backend, session.last_step.parameters
-    if session.client is None:
-        table = open_table(backend, image, **parameters)
-        return table, table
-    table = open_table(CPU, image, **parameters)
-    return table, FetchTarget(table, backend=backend)
-
-
-def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> PixelTable:
-    """Compute every block once and gather the spectra; nothing is kept on disk."""
-    import dask.array as da
-
-    table, target = make_table(session, image)
-    watch = SumTarget(session.engine.backend, shape=image.shape, dtype=np.float64, progress=progress)
-    with gated([target, watch]) as targets:
-        da.store([image.data, image.data], targets, lock=False)
-    return table
-
-
-def _mask_dims(stack: xr.DataArray, image: xr.DataArray) -> tuple[str, ...]:
-    """Axis names; a ToF axis of another length than the image's gets a name of its own."""
-    return tuple(
-        f"{dim}_{stack.name}" if image.sizes.get(dim) != size else dim
-        for dim, size in zip(map(str, stack.dims), stack.shape, strict=True)
-    )
+    ledger.load()
+    if not ledger.done:
+        shutil.rmtree(path, ignore_errors=True)  # of a run to go on with that had not got far enough
+        return zarr.create_group(path, attributes={"quantity": StackInfo.of(applied.image).quantity})
+    log.info("going on after %d of %d blocks", len(ledger.done), len(ledger.regions))
+    group = zarr.open_group(path, mode="r+")
+    for name in set(group) - {"image", *applied.masks}:
+        del group[name]
+    return group
 
 
 def _write_coords(group: Any, image: xr.DataArray) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from niseg_gpu.pipeline.clock import Clock
+from niseg_gpu.pipeline.ledger import Ledger
 
 
 class HostTarget:
@@ -32,36 +33,56 @@ class FetchTarget:
         self.target[region] = self.backend.to_host(block)
 
 
+class ProgressTarget:
+    """Tells `progress` the number of values of each block."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self.progress = progress
+
+    def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
+        self.progress(block.size)
+
+
+class NotedTarget:
+    """Writes to another target, and notes that in a ledger."""
+
+    def __init__(self, target: Any, *, ledger: Ledger) -> None:
+        self.target, self.ledger = target, ledger
+
+    def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
+        self.target[region] = block
+        self.ledger.note_write(region)
+
+
 class SumTarget:
     """Sums a stack over its first axis, for the mean image and the count of spots.
 
     Parameters
     ----------
+    name : str
+        Of the sum, in the ledger.
     backend : Cpu or Gpu
+    ledger : Ledger
     shape : tuple of int
         Of the stack.
     dtype : dtype
         Of the sum.
-    progress : callable, optional
-        Told the number of values of each finished block.
     """
 
-    def __init__(self, backend: Any, *, shape: tuple[int, ...], dtype: Any, progress: Any = None) -> None:
-        self.backend, self.progress = backend, progress
+    def __init__(self, name: str, *, backend: Any, ledger: Ledger, shape: tuple[int, ...], dtype: Any) -> None:
+        self.name, self.backend, self.ledger = name, backend, ledger
+        self.part_dtype = np.dtype(np.float32 if np.dtype(dtype).kind == "f" else dtype)
         self.frames = shape[0] if len(shape) == 3 else 1
-        self.total = np.zeros(shape[-2:], dtype)
-        self._lock = threading.Lock()
+        ledger.open_sum(name, shape[-2:], dtype)
+
+    @property
+    def total(self) -> np.ndarray:
+        return self.ledger.read_sum(self.name)
 
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
         xp = self.backend.xp
-        part = (
-            block if block.ndim == 2 else xp.sum(block, axis=0, dtype=xp.float32 if block.dtype.kind == "f" else None)
-        )
-        part = self.backend.to_host(part)
-        with self._lock:
-            self.total[region[-2:]] += part.astype(self.total.dtype, copy=False)
-        if self.progress is not None:
-            self.progress(block.size)
+        part = block if block.ndim == 2 else xp.sum(block, axis=0, dtype=getattr(xp, self.part_dtype.name))
+        self.ledger.add_to_sum(self.name, region, self.backend.to_host(part))
 
     def mean(self) -> np.ndarray:
         """The sum over the number of frames, float32."""

@@ -12,7 +12,8 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.pipeline.clusters import cluster, label_map, tell_trials, write_spectra_csv
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
-from niseg_gpu.pipeline.run import Session, open_session, store_table, warn_of_many_spots
+from niseg_gpu.pipeline.run import Session, open_session
+from niseg_gpu.pipeline.store import store_table, warn_of_many_spots
 from niseg_gpu.pipeline.workers import workers_of
 from niseg_gpu.threads import use_threads
 

@@ -1,0 +1,161 @@
+"""The file that lets a run go on: how far it was, what it had counted, and of which run it is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niseg_gpu.errors import UserError
+from niseg_gpu.pipeline.results import to_json
+
+if TYPE_CHECKING:
+    from niseg_gpu.pipeline.parse import Pipeline
+    from niseg_gpu.pipeline.run import Session
+
+CHECKPOINT = "checkpoint.npz"
+ADVICE = "resume with what it began with, or begin anew with --overwrite"
+
+
+class Checkpoint:
+    """A file with arrays and what is said about them, replaced whole.
+
+    Parameters
+    ----------
+    path : Path
+    of : mapping
+        What tells this run from another, by words for it; JSON must know it. Stamps of files stand under ``files``.
+    frames : int
+        How many frames lie in files of their own, the first under ``files``; 0 where they share files.
+
+    Raises
+    ------
+    UserError
+        The file is there and broken, or of another run.
+    """
+
+    def __init__(self, path: Path, *, of: Mapping[str, Any], frames: int = 0) -> None:
+        self.path = path
+        self.of = json.loads(json.dumps(of, default=to_json))
+        self._cut: dict[str, Any] = {}
+        self.about, self._arrays = self._read()
+        if self.about is not None:
+            self._check(self.about, frames)
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def describe(self, *, parts: int, axis: int, halo: int, starts: list[int]) -> None:
+        """Say how the stack is cut; refuse to go on with blocks that were cut otherwise."""
+        self._cut = {"parts": parts, "axis": axis, "halo": halo, "starts": starts}
+        if self.about is not None and any(self.about[name] != value for name, value in self._cut.items()):
+            raise UserError(f"the unfinished run is cut into other blocks; {ADVICE}")
+
+    def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """What the last `save` of an earlier run said, and its arrays; None where there was none."""
+        return None if self.about is None else (self.about, self._arrays)
+
+    def save(self, arrays: Mapping[str, np.ndarray], **about: Any) -> None:
+        """Write the state in the place of the one before."""
+        text = json.dumps({"of": self.of, **self._cut, **about}, default=to_json)
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        with open(partial, "wb") as file:
+            np.savez(file, about=np.frombuffer(text.encode(), np.uint8), **arrays)
+        os.replace(partial, self.path)
+
+    def _read(self) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
+        if not self.exists():
+            return None, {}
+        try:
+            with open(self.path, "rb") as file, np.load(file) as stored:  # NumPy leaves a broken one open
+                arrays = {name: stored[name] for name in stored.files}
+            about = json.loads(arrays.pop("about").tobytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} is broken ({error}); begin anew with --overwrite") from error
+        return about, arrays
+
+    def _check(self, about: Mapping[str, Any], frames: int) -> None:
+        before, now = dict(about["of"]), dict(self.of)
+        stamps_before, stamps = before.pop("files"), now.pop("files")
+        for word in now:
+            if before.get(word) != now[word]:
+                raise UserError(f"the unfinished run began with {_tell(word, before.get(word), now[word])}; {ADVICE}")
+        if frames and about["axis"] == -3:  # what was not read may have been mended since
+            starts, halo, names = about["starts"], about["halo"], list(stamps)
+            stops = [*starts[1:], frames]
+            seen = {name for i in about["done"] for name in names[max(0, starts[i] - halo) : stops[i] + halo]}
+            stamps = {name: stamp for name, stamp in stamps.items() if name in seen or name in names[frames:]}
+        changed = [name for name, stamp in stamps.items() if stamps_before.get(name) != stamp]
+        if changed:
+            more = f" and {len(changed) - 1} more files" if len(changed) > 1 else ""
+            raise UserError(f"{changed[0]}{more} changed after the run began; begin anew with --overwrite")
+
+
+def identify_run(session: Session, uses: Mapping[str, str]) -> dict[str, Any]:
+    """Tell what the results of a run depend on; `uses` says by what each step is computed."""
+    mapping = session.pipeline.as_mapping()
+    return {
+        "niseg-gpu": importlib.metadata.version("niseg-gpu"),
+        "input": mapping["input"],
+        "steps": mapping["steps"],
+        "output arrays": sorted(mapping["output"]["arrays"]),
+        "kernels": dict(uses),
+        "files": {name: _stamp(Path(name)) for name in _files_of(session)},
+    }
+
+
+def check_finished(record: Path, pipeline: Pipeline) -> None:
+    """Refuse to take a finished run for that of a pipeline which is another one."""
+    before = json.loads(record.read_text(encoding="utf-8"))["pipeline"]
+    asked = json.loads(json.dumps(pipeline.as_mapping(), default=to_json))
+    for word in ("input", "steps"):
+        if before[word] != asked[word]:
+            raise UserError(
+                f"{record.parent} exists and is of a pipeline with {_tell(word, before[word], asked[word])}; give "
+                "another name, or replace it with --overwrite"
+            )
+    if not set(asked["output"]["arrays"]) <= set(before["output"]["arrays"]):
+        raise UserError(f"{record.parent} exists and keeps fewer arrays; replace it with --overwrite")
+
+
+def _tell(word: str, before: Any, now: Any) -> str:
+    """The first value below `word` that differs, and both."""
+    while isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        key = next(key for key in now if before[key] != now[key])
+        word, before, now = f"{word}.{key}", before[key], now[key]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pair = next((b, n) for b, n in zip(before, now, strict=True) if b != n)
+        return _tell(word, *pair)
+    return f"{word} {_shorten(before)}, not {_shorten(now)}"
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _files_of(session: Session) -> Iterator[str]:
+    """Files that are read, those of the sample's frames first and in their order; and those that steps name."""
+    for stack in (session.inputs.sample, session.inputs.open_beam, session.inputs.dark):
+        if stack is not None:
+            yield from map(str, dict.fromkeys(stack.attrs.get("files", ())))
+    for step in session.pipeline.steps:
+        for value in step.parameters.values():
+            if isinstance(value, str | Path) and Path(value).exists():
+                yield str(value)
+                yield from map(str, sorted(p for p in Path(value).rglob("*") if p.is_file()))
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Size and time of the last change."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
