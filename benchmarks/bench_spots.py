@@ -215,10 +215,13 @@ class LargeFrame(Medians):
         self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
 
 
-class WideMedians:
-    """The same for windows that OpenCV has not: 7 x 7 in frames, 3 x 3 x 3 in volumes."""
+WINDOWS = {"7x7": (1, 7, 7), "9x9": (1, 9, 9), "15x15": (1, 15, 15), "3x3x3": (3, 3, 3), "5x5x5": (5, 5, 5)}
 
-    params = (["small", "full"], ["float32", "uint16"], ["7x7", "3x3x3"])
+
+class WideMedians:
+    """The same for windows that OpenCV has not: 7 x 7 and wider in frames, and in volumes."""
+
+    params = (["small", "full"], ["float32", "uint16"], list(WINDOWS))
     param_names = ["size", "dtype", "window"]
     reference = "time_scipy"
     equal = "medians identical"
@@ -228,7 +231,7 @@ class WideMedians:
 
     def setup(self, size: str, dtype: str, window: str) -> None:
         self.frames = read_counts(size, dtype, FRAMES // 10)
-        self.sides = (1, 7, 7) if window == "7x7" else (3, 3, 3)
+        self.sides = WINDOWS[window]
         self.shape, self.dtype, self.nbytes = self.frames.shape, self.frames.dtype, self.frames.nbytes
 
     def time_scipy(self, size: str, dtype: str, window: str) -> np.ndarray:

@@ -57,12 +57,14 @@ class Cpu(Twin):
 
     def median(self, image: np.ndarray, *, size: tuple[int, ...]) -> np.ndarray:
         """Running median over a window of `size` per axis, the border value repeated outside."""
-        from niseg_gpu.kernels import median, median_volume
+        from niseg_gpu.kernels import median, median_volume, median_wide
 
         if self.kernels == "own" and median.covers_on_cpu(image.dtype, size):
             return median.median_frames(image, size=size[-1])
         if self.kernels == "own" and median_volume.covers_volume(image.dtype, size):
             return median_volume.median_volume(image)
+        if self.kernels == "own" and median_wide.covers_wide(image.dtype, size):
+            return median_wide.median_wide(image, size=size)
         from scipy.ndimage import median_filter
 
         return median_filter(image, size=size, mode="nearest")
