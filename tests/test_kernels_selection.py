@@ -22,7 +22,7 @@ def run(network, values):
     return np.array(run_network(network, list(values), lesser=np.minimum, greater=np.maximum))
 
 
-@pytest.mark.parametrize("n", SORTS)
+@pytest.mark.parametrize("n", [*SORTS, 9, 11, 13])
 def test_every_list_is_sorted(n: int) -> None:
     values = np.array(list(product([0, 1], repeat=n))).T
     np.testing.assert_array_equal(run(sorting(n), values), np.sort(values, axis=0))
@@ -35,7 +35,7 @@ def test_every_pair_of_lists_is_merged(one: int, two: int) -> None:
     np.testing.assert_array_equal(run(merging(one, two), values), np.sort(values, axis=0))
 
 
-@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize("size", [3, 5, 7, 9, 11, 13])
 def test_two_medians_of_rows(size: int) -> None:
     rows = np.random.default_rng(size).integers(0, 2, (size + 1, size, 20_000))
     lines = np.sort(rows, axis=1)

@@ -1,4 +1,4 @@
-"""Running medians on the CPU, and the cleaning of spots fused with them: 3 x 3 here, wider windows through here.
+"""Running medians on the CPU, and the cleaning of spots fused with them: 3 x 3 here, to 13 x 13 through here.
 
 Each row is sorted once, in threes of neighbours; the rows of a window are then merged. Values stay in a strip's work
 lines, which fit the cache.
@@ -12,14 +12,14 @@ import numpy as np
 
 from niseg_gpu.kernels.compiled import compiled, inline, read_flat, within
 from niseg_gpu.kernels.lines import LONGEST_BYTES, from_cache_line
-from niseg_gpu.kernels.median_rows import filter5, filter7
+from niseg_gpu.kernels.median_rows import filter5, filter7, filter9, filter11, filter13
 from niseg_gpu.kernels.networks import median9, sort3
 from niseg_gpu.kernels.row3 import ROWS, clean_row3, clean_rows3, filter_row3, filter_rows3
 from niseg_gpu.kernels.spot_rules import Rule, add_counts, clean_row, make_rule
 from niseg_gpu.kernels.spot_rules import limit_differences as limit_differences  # the GPU's kernels look for it here
 
 SIZES = (3, 5)  # of windows in frames for which either device has a kernel
-CPU_SIZES = (3, 5, 7)
+CPU_SIZES = (3, 5, 7, 9, 11, 13)
 DTYPES = frozenset(np.dtype(t) for t in ("uint8", "uint16", "int16", "int32", "float32"))
 STRIP_BYTES = 8192  # of a row, at a time
 # that lie apart from each other in pages too: a processor takes a value that it reads for one just written, until it
@@ -197,7 +197,7 @@ def _run(frames: np.ndarray, size: int, spots: np.ndarray, counts: np.ndarray, r
     flat = read_flat(frames)
     out = _empty_beside(flat).reshape(frames.shape)
     if flat.size:
-        kernel = {3: _filter3, 5: filter5, 7: filter7}[size]
+        kernel = {3: _filter3, 5: filter5, 7: filter7, 9: filter9, 11: filter11, 13: filter13}[size]
         kernel(flat, *frames.shape[-2:], out.reshape(-1), spots.reshape(-1), counts.reshape(-1), *rule)
     return out
 

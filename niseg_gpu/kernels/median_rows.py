@@ -1,4 +1,4 @@
-"""Running medians of 5 x 5 and 7 x 7 in frames on the CPU, two rows at a time, and the cleaning of spots with them.
+"""Running medians of 5 x 5 to 13 x 13 in frames on the CPU, two rows at a time, and the cleaning of spots with them.
 
 The windows around rows r and r + 1 share all rows but two. Every row is sorted once, and merged with its neighbour
 once; a window needs those values of the shared rows that may still be its median, and its own one row.
@@ -32,6 +32,9 @@ def _loops(size: int) -> tuple[Any, Any, Any]:
 
 _sort5, _merge5, _step5 = _loops(5)
 _sort7, _merge7, _step7 = _loops(7)
+_sort9, _merge9, _step9 = _loops(9)
+_sort11, _merge11, _step11 = _loops(11)
+_sort13, _merge13, _step13 = _loops(13)  # 15 x 15 would take three times as long: there `median_wide` is no slower
 
 
 @within
@@ -112,3 +115,21 @@ def filter5(frames, height, width, out, spots, counts, limits, noise, blank):
 def filter7(frames, height, width, out, spots, counts, limits, noise, blank):
     """The same with 7 x 7."""
     _filter_rows(7, (_sort7, _merge7, _step7), frames, height, width, out, spots, counts, limits, noise, blank)
+
+
+@compiled
+def filter9(frames, height, width, out, spots, counts, limits, noise, blank):
+    """The same with 9 x 9."""
+    _filter_rows(9, (_sort9, _merge9, _step9), frames, height, width, out, spots, counts, limits, noise, blank)
+
+
+@compiled
+def filter11(frames, height, width, out, spots, counts, limits, noise, blank):
+    """The same with 11 x 11."""
+    _filter_rows(11, (_sort11, _merge11, _step11), frames, height, width, out, spots, counts, limits, noise, blank)
+
+
+@compiled
+def filter13(frames, height, width, out, spots, counts, limits, noise, blank):
+    """The same with 13 x 13."""
+    _filter_rows(13, (_sort13, _merge13, _step13), frames, height, width, out, spots, counts, limits, noise, blank)

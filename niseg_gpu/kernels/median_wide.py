@@ -1,4 +1,4 @@
-"""Running medians in windows of any odd sides on the CPU, in frames and in volumes.
+"""Running medians in windows of any odd sides on the CPU, in frames and in volumes, where no network is faster.
 
 A tile with its border is sorted once; its values are then known by their ranks, and a window is a set of ranks: a bit
 each. The window walks through the tile to and fro, a plane of values leaves and one enters at each step, and the median

@@ -66,8 +66,14 @@ class Maker:
         return one, two
 
     def sort(self, values: Wires) -> Wires:
-        self.exchanges += [(values[i], values[j]) for i, j in SORTS[len(values)]]
-        return values
+        """Sort by the shortest network known, or by merging two sorted halves."""
+        if len(values) == 1:
+            return values
+        if len(values) in SORTS:
+            self.exchanges += [(values[i], values[j]) for i, j in SORTS[len(values)]]
+            return values
+        half = len(values) // 2
+        return self.merge(self.sort(values[:half]), self.sort(values[half:]))
 
     def merge(self, one: Wires, two: Wires) -> Wires:
         """Merge two sorted lists of any lengths."""
@@ -136,7 +142,7 @@ def run_network(network: Network, values: Sequence, *, lesser, greater) -> list:
 
 @cache
 def sorting(n: int) -> Network:
-    """Sort 3, 5 or 7 values."""
+    """Sort a few values."""
     maker = Maker()
     return maker.finish(maker.sort(maker.take(n)))
 
