@@ -176,6 +176,18 @@ def test_what_has_ended_is_left_alone(data: Path, tmp_path: Path) -> None:
         run({**fewer, "output": {"path": str(tmp_path / "few")}}, resume=True)
 
 
+def test_it_may_be_gone_on_with_from_another_folder(data: Path, tmp_path: Path, monkeypatch) -> None:
+    mapping = describe(data, tmp_path / "out", FRAMES)
+    monkeypatch.chdir(data)
+    cut_at(12, {**mapping, "input": {"path": "frames"}})
+    monkeypatch.chdir(data / "frames")
+    run({**mapping, "input": {"path": "../frames"}}, resume=True)
+    run(mapping, resume=True)
+    (tmp_path / "out" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="run.json in it does not tell of which run"):
+        run(mapping, resume=True)
+
+
 def test_an_unfinished_run_of_something_else_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
     mapping = describe(data, tmp_path / "out", FRAMES)
     cut_at(12, mapping)

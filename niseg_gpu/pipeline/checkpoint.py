@@ -102,26 +102,43 @@ def identify_run(session: Session, uses: Mapping[str, str]) -> dict[str, Any]:
     mapping = session.pipeline.as_mapping()
     return {
         "niseg-gpu": importlib.metadata.version("niseg-gpu"),
-        "input": mapping["input"],
-        "steps": mapping["steps"],
+        "input": _settle(mapping["input"], Path.cwd()),
+        "steps": _settle(mapping["steps"], Path.cwd()),
         "output arrays": sorted(mapping["output"]["arrays"]),
         "kernels": dict(uses),
-        "files": {name: _stamp(Path(name)) for name in _files_of(session)},
+        "files": {os.path.abspath(name): _stamp(Path(name)) for name in _files_of(session)},
     }
 
 
 def check_finished(record: Path, pipeline: Pipeline) -> None:
     """Refuse to take a finished run for that of a pipeline which is another one."""
-    before = json.loads(record.read_text(encoding="utf-8"))["pipeline"]
+    advice = "give another name, or replace it with --overwrite"
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        before, folder = found["pipeline"], Path(found["working_folder"])
+        kept = set(before["output"]["arrays"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{record.parent} exists, and {record.name} in it does not tell of which run; {advice}"
+        ) from None
     asked = json.loads(json.dumps(pipeline.as_mapping(), default=to_json))
     for word in ("input", "steps"):
-        if before[word] != asked[word]:
-            raise UserError(
-                f"{record.parent} exists and is of a pipeline with {_tell(word, before[word], asked[word])}; give "
-                "another name, or replace it with --overwrite"
-            )
-    if not set(asked["output"]["arrays"]) <= set(before["output"]["arrays"]):
-        raise UserError(f"{record.parent} exists and keeps fewer arrays; replace it with --overwrite")
+        one, other = _settle(before.get(word), folder), _settle(asked[word], Path.cwd())
+        if one != other:
+            raise UserError(f"{record.parent} exists and is of a pipeline with {_tell(word, one, other)}; {advice}")
+    if not set(asked["output"]["arrays"]) <= kept:
+        raise UserError(f"{record.parent} exists and keeps fewer arrays; {advice}")
+
+
+def _settle(value: Any, folder: Path) -> Any:
+    """The same with the names of what there is, relative to a folder, made whole."""
+    if isinstance(value, dict):
+        return {key: _settle(each, folder) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_settle(each, folder) for each in value]
+    if isinstance(value, str) and value and os.path.exists(folder / value):
+        return os.path.abspath(folder / value)
+    return value
 
 
 def _tell(word: str, before: Any, now: Any) -> str:

@@ -262,6 +262,7 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
         },
         "versions": versions(),
         "pipeline": session.pipeline.as_mapping(),
+        "working_folder": str(Path.cwd()),
         "input": {
             "path": session.pipeline.input.path,
             "shape": list(sample.shape),
