@@ -23,15 +23,26 @@ def find_newest(folder: Path) -> Path:
     return max(path for path in folder.glob("*.json") if not path.stem.endswith(f"-{DETECTION}"))
 
 
+def find_later(newest: Path) -> list[Path]:
+    """Files of the same day and device with more in their names: rows measured after those of the whole."""
+    found = newest.parent.glob(f"{newest.stem}-*.json")
+    return sorted(path for path in found if not path.stem.endswith("-before"))
+
+
 def has_limits(record: dict[str, Any]) -> bool:
     """Whether there is something to draw; the limits are measured since November 2026."""
     return any("of_limit" in row for row in record["rows"])
 
 
-def format_newest(record: dict[str, Any]) -> str:
-    """What stands between the README's marks."""
-    picture = f"![The rows under the limits of the machine]({PICTURE})\n\n" if has_limits(record) else ""
-    return picture + format_table(record)
+def format_newest(path: Path) -> str:
+    """What stands between the README's marks: the picture and table of a file, and the tables of later ones."""
+    record, *later = (json.loads(each.read_text(encoding="utf-8")) for each in (path, *find_later(path)))
+    picture = [f"![The rows under the limits of the machine]({PICTURE})"] if has_limits(record) else []
+    told = [
+        f"Later on the same machine; where a row stands above too, this one counts.\n\n{format_table(each)}"
+        for each in later
+    ]
+    return "\n\n".join([*picture, format_table(record), *told])
 
 
 def draw_newest(path: Path) -> bytes:
@@ -50,7 +61,7 @@ def show_newest(root: Path) -> Path:
     record = json.loads(path.read_text(encoding="utf-8"))
     if has_limits(record):
         (root / PICTURE).write_bytes(draw_newest(path))
-    put_into(root / "README.md", format_newest(record), name=MEASURED)
+    put_into(root / "README.md", format_newest(path), name=MEASURED)
     return path
 
 

@@ -256,14 +256,20 @@ def test_the_newest_results_come_into_a_readme_with_their_picture(record, tmp_pa
     assert newest.name == "2026-11-30-b.json"
     page = (tmp_path / "README.md").read_text()
     assert "old" not in page and "](.images/roofline.png)" in page and table.format_table(record) in page
+    assert "Later on the same machine" not in page
     source = Image.open(tmp_path / readme.PICTURE).text[readme.SOURCE]
     assert source == hashlib.sha256(newest.read_bytes()).hexdigest()
+    for name in ("2026-11-30-b-wide.json", "2026-11-30-b-before.json"):
+        (tmp_path / readme.RESULTS / name).write_text(json.dumps({**record, "revision": name}))
+    assert readme.show_newest(tmp_path) == newest
+    page = (tmp_path / "README.md").read_text()
+    assert table.format_table({**record, "revision": "2026-11-30-b-wide.json"}) in page and "before.json" not in page
 
 
 def test_the_readme_shows_the_newest_results():
     newest, page = readme.find_newest(ROOT / readme.RESULTS), (ROOT / "README.md").read_text(encoding="utf-8")
     record = json.loads(newest.read_text(encoding="utf-8"))
-    shown = table.put_between_marks(page, readme.format_newest(record), name=table.MEASURED)
+    shown = table.put_between_marks(page, readme.format_newest(newest), name=table.MEASURED)
     assert shown == page, "run python -m benchmarks.readme"
     if readme.has_limits(record):
         source = Image.open(ROOT / readme.PICTURE).text[readme.SOURCE]

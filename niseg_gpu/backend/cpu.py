@@ -32,7 +32,7 @@ class Cpu(Twin):
     @property
     def uses(self) -> dict[str, str]:
         own, library = "numba (own kernel)", "scipy.ndimage.median_filter"
-        spots = f"numba (own kernels) for frames of sizes 3, 5, 7 and volumes of 3, {library} for others"
+        spots = f"numba (own kernels), {library} for float64 and integers of 32 bits without sign, and of 64"
         return {
             "overlap_correct": own,
             "remove_spots": spots if self.kernels == "own" else library,
