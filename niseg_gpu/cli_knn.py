@@ -37,7 +37,7 @@ def _add_train(kinds: Any) -> None:
     )
     add_fields(train.add_argument_group("parameters"), model_of(fit_knn, name="knn train"))
     reading = train.add_argument_group("reading and computing")
-    add_fields(reading, Input, leave_out=("path", "open_beam", "dark", "tof", "bad_values"))
+    add_fields(reading, Input, leave_out=("path", "open_beam", "dark", "tof", "bad_frames", "bad_values"))
     add_fields(reading, Compute, leave_out=("workers",))
     train.add_argument(
         "--picture", metavar="FILE", help=".png file: two features of the training images, and what the model decides"

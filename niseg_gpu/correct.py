@@ -91,6 +91,11 @@ def fit_overlap_correct(before: Any, *, per_trigger: bool = False) -> dict[str, 
         raise UserError(
             f"overlap_correct works on raw counts, the stack holds {before.info.quantity}; make it the first step"
         )
+    if attrs.get("bins_left_out") and not attrs.get("shutter_counts"):
+        raise UserError(
+            "overlap_correct needs all bins of a shutter window, for what was counted in one blinds its pixels in the "
+            f"later ones; bad_frames: skip left out {_list_bins(attrs)}: use bad_frames: interpolate"
+        )
     if not attrs.get("shutter_windows") or not attrs.get("shutter_counts"):
         raise UserError(
             "overlap_correct needs the whole run with *_ShutterCount.txt and *_Spectra.txt beside its frames; "
@@ -107,6 +112,12 @@ def describe_overlap_correct(info: Any, *, per_trigger: bool, **_: Any) -> Any:
     """The stack after `overlap_correct`; it can't be corrected again."""
     quantity = "counts per trigger" if per_trigger else "counts"
     return info.with_(dtype=np.dtype(np.float32), attrs={"quantity": quantity, "shutter_counts": None})
+
+
+def _list_bins(attrs: Any) -> str:
+    """What ``bad_frames: skip`` has left out of a run, in words."""
+    bins = attrs.get("bins_left_out") or []
+    return ("the bins " if bins else "none") + ", ".join(map(str, bins[:5])) + (", ..." if len(bins) > 5 else "")
 
 
 def _where(attrs: Any) -> str:
@@ -217,10 +228,17 @@ def _check_reference(frames: Any, info: Any, what: str) -> None:
             raise UserError(
                 f"the {what} {where} has frames of {got} pixels, the sample of {need}; give one of its size"
             )
-    if "tof" in frames.dims and "tof" in info.dims and frames.sizes["tof"] != info.sizes["tof"]:
+    if "tof" not in frames.dims or "tof" not in info.dims:
+        return
+    if frames.sizes["tof"] != info.sizes["tof"]:
         raise UserError(
             f"the {what} {where} has {frames.sizes['tof']} ToF bins, the sample {info.sizes['tof']}; "
             "give a run with the same time bins"
+        )
+    if (frames.attrs.get("bins_left_out") or []) != (info.attrs.get("bins_left_out") or []):
+        raise UserError(
+            f"the {what} {where} lacks {_list_bins(frames.attrs)}, the sample {_list_bins(info.attrs)}; let the same "
+            "bins be left out of both, or open them with bad_frames: interpolate"
         )
 
 

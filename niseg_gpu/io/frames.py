@@ -6,9 +6,11 @@ import glob
 import logging
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.bad import BadFrame
 
 FITS = (".fits", ".fit", ".fts")
 TIFF = (".tif", ".tiff")
@@ -16,12 +18,18 @@ TIFF = (".tif", ".tiff")
 log = logging.getLogger(__name__)
 
 
-def list_frames(path: str | Path) -> list[Path]:
+def list_frames(path: str | Path, *, fill_gaps: bool = False) -> list[Path]:
     """Return the frames of a folder or glob, ordered by the number in their names; a file's path comes back alone.
 
     The number is the last one in the names that is not the same in all of them. Summed images (``*SummedImg*``),
     hidden files and what is neither FITS nor TIFF are left out. A folder that holds both FITS and TIFF, several
     series, a number twice, or (but not for a glob) a series with missing numbers is refused.
+
+    Parameters
+    ----------
+    path : str or Path
+    fill_gaps : bool
+        Name the files of missing numbers too, as they would be named, in the place of refusing.
 
     Raises
     ------
@@ -41,10 +49,23 @@ def list_frames(path: str | Path) -> list[Path]:
         what = "holds" if whole_folder else "matches"
         but = ", only summed images" if found else ""
         raise UserError(f"{path} {what} no FITS or TIFF frame{but}; name a folder, file or glob of such frames")
-    ordered = _order([re.split(r"(\d+)", os.path.basename(p)) for p in frames], path)
+    names = [re.split(r"(\d+)", os.path.basename(p)) for p in frames]
+    place = _counting_place(names)
+    ordered = _order(names, place, path)
     frames, numbers = [frames[i] for i, _ in ordered], [number for _, number in ordered]
-    _refuse_gaps(frames, numbers, gaps_too=whole_folder)
-    return [Path(p) for p in frames]
+    _refuse_twice(frames, numbers)
+    if not whole_folder:
+        return [Path(p) for p in frames]
+    missing = _find_gaps(frames, numbers, refuse=not fill_gaps)
+    if not missing:
+        return [Path(p) for p in frames]
+    present = dict(zip(numbers, frames, strict=True))
+    parts = names[ordered[0][0]]
+    width = len(parts[place])  # of the smallest number: zeros lead it, or none at all
+    named = {
+        n: os.path.join(path, "".join([*parts[:place], str(n).zfill(width), *parts[place + 1 :]])) for n in missing
+    }
+    return [Path(p) for _, p in sorted((present | named).items())]
 
 
 def _in_folder(path: Path) -> list[str]:
@@ -54,9 +75,8 @@ def _in_folder(path: Path) -> list[str]:
         raise UserError(f"can't list {path}: {error.strerror}; ask its owner for read permission") from None
 
 
-def _order(names: list[list[str]], path: Path) -> list[tuple[int, int]]:
-    """Position and number of each name (cut into text, digits, text, …), ordered by the number."""
-    place = _counting_place(names)
+def _order(names: list[list[str]], place: int, path: Path) -> list[tuple[int, int]]:
+    """Position and number of each name (cut into text, digits, text, …), ordered by the number at `place`."""
     series: dict[str, int] = {}
     numbers = []
     for parts in names:
@@ -81,15 +101,26 @@ def _counting_place(names: list[list[str]]) -> int:
     return -2
 
 
-def _refuse_gaps(frames: list[str], numbers: list[int], *, gaps_too: bool) -> None:
-    steps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
-    if 0 in steps:
-        twice = steps.index(0)
-        raise UserError(f"{frames[twice]} and {frames[twice + 1]} bear the same number; remove one of them")
-    usual = min(steps, default=0)
-    for i, step in enumerate(steps if gaps_too else []):
-        if step != usual:
-            raise UserError(
-                f"frames are missing: {frames[i]} is followed by {os.path.basename(frames[i + 1])}, where the numbers "
-                f"rise by {usual} elsewhere; copy them again, or name the frames to read with a glob"
-            )
+def _refuse_twice(frames: list[str], numbers: list[int]) -> None:
+    for i, (number, following) in enumerate(pairwise(numbers)):
+        if number == following:
+            raise UserError(f"{frames[i]} and {frames[i + 1]} bear the same number; remove one of them")
+
+
+def _find_gaps(frames: list[str], numbers: list[int], *, refuse: bool) -> list[int]:
+    """The numbers that are missing, where the others rise by equal steps."""
+    steps = [b - a for a, b in pairwise(numbers)]
+    usual, missing = min(steps, default=0), []
+    for i, step in enumerate(steps):
+        if step == usual:
+            continue
+        told = (
+            f"frames are missing: {frames[i]} is followed by {os.path.basename(frames[i + 1])}, where the numbers "
+            f"rise by {usual} elsewhere"
+        )
+        if refuse:
+            raise BadFrame(told, "copy them again, or name the frames to read with a glob")
+        if step % usual or len(missing) + step // usual > len(frames):
+            raise UserError(f"{told}, too irregular to tell which; name the frames to read with a glob")
+        missing += range(numbers[i] + usual, numbers[i + 1], usual)
+    return missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import uuid
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.bad import BadFrame, Faults, check_choice, need_frames, tell_bad_frames, treat_bad_frames
 from niseg_gpu.io.frames import FITS, TIFF, list_frames
 from niseg_gpu.io.source import LazyArray, Source
 
@@ -25,6 +27,8 @@ HDF5 = (".h5", ".hdf5", ".hdf", ".nxs", ".nx5")
 CHUNK_BYTES = 16 * 2**20
 MAX_DECODED = 32  # compressed frames in one task: few, for a slice of one decodes them all
 
+log = logging.getLogger(__name__)
+
 
 def open_stack(
     path: str | Path,
@@ -32,6 +36,7 @@ def open_stack(
     dims: Sequence[str] | None = None,
     unsigned: bool = False,
     tof: str = "auto",
+    bad_frames: str = "error",
     chunks: tuple[int, ...] | None = None,
 ) -> xr.DataArray:
     """Open a stack lazily.
@@ -48,6 +53,11 @@ def open_stack(
         Read signed integer counts that wrapped to negative as the unsigned ones the detector meant.
     tof : {"auto", "spectra", "headers"}
         Whose ToF to believe: the ``Spectra`` file's or the FITS headers'.
+    bad_frames : {"error", "skip", "interpolate"}
+        What to do about frames of a folder or glob that are missing, truncated, unreadable or unlike the others: refuse
+        them, leave them out with their coordinates, or take the mean of the nearest good frames before and after, of
+        the same shutter window (the nearest one where there are none on one side). Compressed frames are then decoded
+        once in opening. They are logged, and named in the attribute ``bad_frames``.
     chunks : tuple of int, optional
         Dask chunk shape in the order of the result; about 16 MiB of whole frames by default. Compressed frames are
         always read whole, 32 at most at a time.
@@ -65,11 +75,19 @@ def open_stack(
     UserError
         Something the user must mend; it names the file.
     """
-    return as_stack(open_source(path, unsigned=unsigned, tof=tof), dims=dims, chunks=chunks)
+    source = open_source(path, unsigned=unsigned, tof=tof, bad_frames=bad_frames)
+    need_frames(bad_frames, [source])
+    for what, number in tell_bad_frames(source, choice=bad_frames).items():
+        log.warning("%d %s", number, what)
+    return as_stack(treat_bad_frames(source, choice=bad_frames), dims=dims, chunks=chunks)
 
 
-def open_source(path: str | Path, *, unsigned: bool = False, tof: str = "auto") -> Source:
-    """Find the reader for `path` and let it look at the file; see `open_stack`."""
+def open_source(path: str | Path, *, unsigned: bool = False, tof: str = "auto", bad_frames: str = "error") -> Source:
+    """Find the reader for `path` and let it look at the file; see `open_stack`.
+
+    Bad frames are still in it: with ``skip`` and ``interpolate`` its ``faults`` say which, for `treat_bad_frames`.
+    """
+    check_choice(bad_frames)
     if tof not in ("auto", "spectra", "headers"):
         raise UserError(f"tof is {tof!r}; allowed: auto, spectra, headers")
     file, inner = split_inner(path)
@@ -91,7 +109,7 @@ def open_source(path: str | Path, *, unsigned: bool = False, tof: str = "auto") 
 
         source = open_hdf5(file, inner)
     else:
-        source = _open_frames(Path(path), tof=tof)
+        source = _open_frames(Path(path), tof=tof, bad_frames=bad_frames)
     if unsigned and np.dtype(source.array.dtype).kind == "i":
         return replace(source, array=_Reinterpreted(source.array))
     return source
@@ -107,10 +125,10 @@ def split_inner(path: str | Path) -> tuple[Path, str | None]:
     return Path(text), None
 
 
-def _open_frames(path: Path, *, tof: str) -> Source:
+def _open_frames(path: Path, *, tof: str, bad_frames: str) -> Source:
     if not path.exists() and not any(c in str(path) for c in "*?["):
         raise UserError(f"{path} does not exist; name a folder, file or glob of frames, or a .npy, .h5 or .zarr file")
-    frames = list_frames(path)
+    frames = list_frames(path, fill_gaps=bad_frames != "error")
     kind = frames[0].suffix.lower()
     if kind in FITS:
         from niseg_gpu.io.fits import open_fits as open_kind
@@ -119,7 +137,13 @@ def _open_frames(path: Path, *, tof: str) -> Source:
     else:
         allowed = (*FITS, *TIFF, ".npy", ".npz", ".png", *HDF5, ".zarr")
         raise UserError(f"{frames[0]}: unknown format {kind!r}{suggest(kind, allowed)}")
-    source = open_kind(frames)
+    faults = Faults(note=bad_frames != "error" and len(frames) > 1)
+    try:
+        source = open_kind(frames, faults=faults)
+    except BadFrame as fault:
+        raise (fault if len(frames) > 1 else UserError(str(fault))) from None
+    faults.check_number(path, len(frames))
+    source = replace(source, faults={i: faults.found[i].fault for i in sorted(faults.found)})
     if len(frames) == 1:  # an image, or a stack that told itself what it is
         return source if source.dims or len(source.files) > 1 else replace(source, coords={})
     from niseg_gpu.io.sidecars import read_sidecars
@@ -128,8 +152,10 @@ def _open_frames(path: Path, *, tof: str) -> Source:
     if not coords:
         return replace(source, dims=("angle", "y", "x"), coords={}, attrs={})
     header_width = source.coords.get("tof_width")
-    if header_width is not None and tof != "spectra" and np.all(header_width > 0):
-        coords["tof_width"] = header_width
+    if header_width is not None and tof != "spectra":
+        header_width = np.where(np.isnan(header_width), coords["tof_width"], header_width)  # of bad frames
+        if np.all(header_width > 0):
+            coords["tof_width"] = header_width
     return replace(source, dims=("tof", "y", "x"), coords=coords, attrs=attrs)
 
 
@@ -139,6 +165,9 @@ class _Reinterpreted:
     def __init__(self, array: LazyArray) -> None:
         self.array, self.shape, self.ndim = array, array.shape, len(array.shape)
         self.dtype = np.dtype(f"u{array.dtype.itemsize}")
+
+    def take(self, frames: Sequence[int]) -> _Reinterpreted:
+        return _Reinterpreted(self.array.take(frames))
 
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
         return np.asarray(self.array[key]).view(self.dtype)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.bad import BadFrame, unreadable
 
 
 class RawFrames:
@@ -63,6 +65,13 @@ class RawFrames:
         else:
             self.dtype = native
 
+    def take(self, frames: Sequence[int]) -> RawFrames:
+        """Return an array of some frames, in that order."""
+        taken = copy(self)
+        taken.paths, taken.offsets = (tuple(all_[i] for i in frames) for all_ in (self.paths, self.offsets))
+        taken.shape = (len(taken.paths), *self.shape[1:])
+        return taken
+
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
         frames, rows, columns = (range(n)[k] for n, k in zip(self.shape, key, strict=True))
         out = np.empty((len(frames), len(rows), len(columns)), self.dtype)
@@ -116,7 +125,7 @@ def _open(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}; was it moved since the run began?") from None
+        raise unreadable(path, error, "was it moved since the run began?") from None
 
 
 def _fill(scratch: np.ndarray, handle: int, offset: int, path: str) -> None:
@@ -127,8 +136,9 @@ def _fill(scratch: np.ndarray, handle: int, offset: int, path: str) -> None:
         except OSError as error:
             raise UserError(f"can't read {path}: {error.strerror}; check the disk and copy the file again") from None
         if n == 0:
-            raise UserError(
+            raise BadFrame(
                 f"{path} is truncated: its frame ends at byte {offset + scratch.nbytes}, the file at byte "
-                f"{offset + got}; copy the file again"
+                f"{offset + got}",
+                "copy the file again",
             )
         got += n

@@ -24,7 +24,7 @@ def read_sidecars(
     frames : list of Path
         The frames, in order.
     header_tof : (N,) array or None
-        ToF in s of each frame as its own header tells it.
+        ToF in s of each frame as its own header tells it; NaN for frames whose header can't be read.
     tof : {"auto", "spectra", "headers"}
         Whose ToF to believe. ``auto`` asks the user where the two differ.
     part : bool
@@ -130,15 +130,16 @@ def _tof(
     if tof == "headers":
         if header_tof is None:
             raise UserError(f"{frames[0]}: not every frame's header has TOF, so tof: headers can't be used")
+        header_tof = _fill_times(header_tof, frames)
         if len(back := _backward(header_tof)):
             raise UserError(f"{frames[back[0] + 1]}: its header's TOF does not grow, so tof: headers can't be used")
         return header_tof, whole
     if start is None:
-        grows = header_tof is not None and not len(_backward(header_tof))
-        return header_tof if grows else None, True  # repeated images all bear the same TOF: no time axis
+        grows = header_tof is not None and not len(_backward(header_tof[~np.isnan(header_tof)]))
+        return _fill_times(header_tof, frames) if grows else None, True  # repeated images bear one TOF: no time axis
     if len(start) != len(frames):
         if header_tof is not None and part and tof == "auto" and len(start) > len(frames):
-            return header_tof, False  # the frames themselves know their time
+            return _fill_times(header_tof, frames), False  # the frames themselves know their time
         raise UserError(
             f"{spectra} has {len(start)} lines, the run {len(frames)} frames; copy the missing files again"
             + ("" if header_tof is None else ", or take the time from the frames with tof: headers")
@@ -147,7 +148,7 @@ def _tof(
         i = int(back[0])
         raise UserError(f"{spectra}: ToF {start[i + 1]:g} s follows {start[i]:g} s, it must grow; repair the file")
     if tof == "auto" and header_tof is not None and len(start) > 1:
-        off = np.abs(start - header_tof)
+        off = np.nan_to_num(np.abs(start - header_tof))  # what no header tells can't contradict
         if not off.max() <= 0.5 * np.diff(start).min():
             i = int(off.argmax())
             raise UserError(
@@ -159,6 +160,29 @@ def _tof(
 
 def _backward(start: np.ndarray) -> np.ndarray:
     return np.flatnonzero(~(np.diff(start) > 0))
+
+
+def _fill_times(tof: np.ndarray, frames: list[Path]) -> np.ndarray:
+    """Fill in what the headers of bad frames don't tell, where the time goes on evenly around them."""
+    known = np.flatnonzero(~np.isnan(tof))
+    if len(known) == len(tof):
+        return tof
+    filled = np.interp(np.arange(len(tof)), known, tof[known])
+    steps = np.diff(tof[known]) / np.diff(known)  # of each bin, between known ones
+    if len(steps):
+        before, after = np.arange(known[0]), np.arange(known[-1] + 1, len(tof))
+        filled[before] = tof[known[0]] - steps[0] * (known[0] - before)
+        filled[after] = tof[known[-1]] + steps[-1] * (after - known[-1])
+    for i in np.flatnonzero(np.diff(known) > 1):
+        beside = steps[[j for j in (i - 1, i + 1) if 0 <= j < len(steps)]]
+        if not len(beside) or not beside.min() / 1.2 <= steps[i] <= beside.max() * 1.2:
+            raise UserError(
+                f"{frames[known[i] + 1]}: its time is not known, for its header can't be read and the time does not go "
+                "on evenly there; put the run's *_Spectra.txt beside the frames"
+            )
+    if not len(steps):
+        raise UserError(f"{frames[known[0]]}: no other frame's time is known; put the run's *_Spectra.txt beside them")
+    return filled
 
 
 def _windows_from_times(path: Path, start: np.ndarray) -> list[tuple[int, int]] | None:

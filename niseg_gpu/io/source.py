@@ -10,7 +10,10 @@ import numpy as np
 
 
 class LazyArray(Protocol):
-    """An array on disk; indexing reads. Must be safe to index from several threads at once."""
+    """An array on disk; indexing reads. Must be safe to index from several threads at once.
+
+    Where each frame may have a file of its own, ``take(frames)`` gives an array of those frames, in that order.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -36,6 +39,8 @@ class Source:
         ``tof`` (s, start of the bin), ``tof_width`` (s), ``wavelength`` (Å, middle of the bin), ``angle`` (degree).
     attrs : mapping
         ``quantity`` (``counts``, ``transmission``, ...), ``shutter_counts``, ``shutter_windows``, ... where known.
+    faults : mapping of int to str
+        What is wrong with single frames, by their number; indexing the array fails there. See `treat_bad_frames`.
     """
 
     array: LazyArray
@@ -44,3 +49,4 @@ class Source:
     block: tuple[int, ...] = ()
     coords: Mapping[str, np.ndarray] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    faults: Mapping[int, str] = field(default_factory=dict)

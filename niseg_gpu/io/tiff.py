@@ -7,12 +7,16 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from niseg_gpu.backend import count_cores
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.bad import BadFrame, Faults, unreadable
 from niseg_gpu.io.raw import RawFrames
 from niseg_gpu.io.source import Source
 from niseg_gpu.stack import UNITS
@@ -27,6 +31,11 @@ class DecodedFrames:
     def __init__(self, paths: list[str], *, pages: list[int], frame_shape: tuple[int, int], dtype: np.dtype) -> None:
         self.paths, self.pages = tuple(paths), tuple(pages)
         self.shape, self.ndim, self.dtype = (len(paths), *frame_shape), 3, np.dtype(dtype)
+
+    def take(self, frames: Sequence[int]) -> DecodedFrames:
+        """Return an array of some frames, in that order."""
+        paths, pages = ([all_[i] for i in frames] for all_ in (self.paths, self.pages))
+        return DecodedFrames(paths, pages=pages, frame_shape=self.shape[1:], dtype=self.dtype)
 
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
         frames = range(self.shape[0])[key[0]]
@@ -44,47 +53,58 @@ class DecodedFrames:
                     page = tiff.pages[self.pages[frame]]
                     _check_end(page, Path(path))
                     if page.shape != self.shape[1:]:
-                        raise UserError(f"{path} has changed since it was opened; open it again")
+                        raise BadFrame(f"{path} has changed since it was opened", "open it again")
                     target[...] = page.asarray(maxworkers=1)[part]  # Dask's threads decode side by side already
         except OSError as error:
-            what = error.strerror or error
-            raise UserError(f"can't read {path}: {what}; was it moved since the run began?") from None
+            raise unreadable(path, error, "was it moved since the run began?") from None
         except ImportError as error:  # some decoders are looked for only when they are used
             raise UserError(
                 f"{path} needs imagecodecs ({error}); install it, or save the frames uncompressed"
             ) from None
         except BROKEN as error:
-            raise UserError(f"{path} can't be decoded ({error}); copy the file again") from None
+            raise BadFrame(f"{path} can't be decoded ({error})", "copy the file again") from None
 
 
-def open_tiff(paths: list[Path]) -> Source:
+def open_tiff(paths: list[Path], *, faults: Faults | None = None) -> Source:
     """Open a folder's TIFF frames, or the pages of one TIFF, lazily.
+
+    Parameters
+    ----------
+    paths : list of Path
+    faults : Faults, optional
+        Where to note what is wrong with one of several frames; it is raised by default. To find what only shows then,
+        compressed frames are decoded once.
 
     Raises
     ------
     UserError
         A file that is missing, empty, no TIFF, truncated, coloured, or different from the first frame.
     """
+    faults, alone = faults or Faults(), len(paths) == 1
     files, pages, found = [], [], []
-    for path in paths:
-        for number, layout in enumerate(_read_pages(path, alone=len(paths) == 1)):
-            if found and layout["alike"] != found[0]["alike"]:
-                where = path if len(paths) > 1 else f"{path} page {number}"
-                raise UserError(
-                    f"{where} is {_describe(layout)}, the first frame {'' if len(paths) == 1 else paths[0].name + ' '}"
-                    f"is {_describe(found[0])}; all frames must be alike: remove it or name the frames with a glob"
-                )
-            files.append(str(path))
-            pages.append(number)
-            found.append(layout)
-    shape, dtype = found[0]["alike"]
-    raw = all(layout["offset"] is not None and layout["stored"] == found[0]["stored"] for layout in found)
+    for i, path in enumerate(paths):
+        layouts: list[Any] = [None]
+        try:
+            layouts = _read_pages(path, alone=alone)
+        except BadFrame as fault:
+            faults.add(i, fault)
+        files += [str(path)] * len(layouts)
+        pages += range(len(layouts))
+        found += layouts
+    names = [f"{path} page {page}" for path, page in zip(files, pages, strict=True)] if alone else files
+    kinds = [layout and _describe(layout) for layout in found]
+    faults.hold(kinds, names, first="" if alone else paths[0].name)
+    good = [layout for i, layout in enumerate(found) if i not in faults.found]
+    shape, dtype = good[0]["alike"]
+    raw = all(layout["offset"] is not None and layout["stored"] == good[0]["stored"] for layout in good)
     if raw:
-        offsets = [layout["offset"] for layout in found]
-        array = RawFrames(files, offsets=offsets, frame_shape=shape, stored=found[0]["stored"])
+        offsets = [0 if layout is None else layout["offset"] for layout in found]
+        array = RawFrames(files, offsets=offsets, frame_shape=shape, stored=good[0]["stored"])
     else:
         array = DecodedFrames(files, pages=pages, frame_shape=shape, dtype=np.dtype(dtype))
-    kept = found[0]["kept"]
+        if faults.note:
+            _decode_all(array, faults)
+    kept = good[0]["kept"]
     block = (1, 1, shape[1]) if raw else (1, *shape)
     dims = tuple(kept["dims"]) if len(kept.get("dims", ())) == 3 else None
     coords = {
@@ -93,6 +113,19 @@ def open_tiff(paths: list[Path]) -> Source:
         if name in UNITS and len(coord["dims"]) == 1
     }
     return Source(array, tuple(files), dims=dims, block=block, coords=coords, attrs=kept.get("attrs", {}))
+
+
+def _decode_all(array: DecodedFrames, faults: Faults) -> None:
+    """Note which frames can't be decoded."""
+
+    def decode(frame: int) -> None:
+        try:
+            array[frame : frame + 1, :, :]
+        except BadFrame as fault:
+            faults.add(frame, fault)
+
+    with ThreadPoolExecutor(count_cores()) as threads:
+        list(threads.map(decode, [i for i in range(array.shape[0]) if i not in faults.found]))
 
 
 def _describe(layout: dict[str, Any]) -> str:
@@ -105,11 +138,11 @@ def _read_pages(path: Path, *, alone: bool) -> list[dict[str, Any]]:
 
     try:
         if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes); copy the file again or remove it")
+            raise BadFrame(f"{path} is empty (0 bytes)", "copy the file again or remove it")
         with tifffile.TiffFile(path) as tiff:
             if not alone:
                 if len(tiff.pages) > 1:
-                    raise UserError(f"{path} holds {len(tiff.pages)} pages among single frames; read it on its own")
+                    raise BadFrame(f"{path} holds {len(tiff.pages)} pages among single frames", "read it on its own")
                 return [_page_layout(tiff.pages[0], {}, path)]
             _check_chain(tiff, path)
             kept = _own_description(tiff)
@@ -124,17 +157,18 @@ def _read_pages(path: Path, *, alone: bool) -> list[dict[str, Any]]:
                 return _contiguous_pages(first, count, path)
             return [first, *(_page_layout(page, kept, path) for page in tiff.pages[1:])]
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror or error}; check the path and its permissions") from None
+        raise unreadable(path, error) from None
     except BROKEN as error:
-        raise UserError(f"{path} is not a whole TIFF file ({error}); copy it again or remove it") from None
+        raise BadFrame(f"{path} is not a whole TIFF file ({error})", "copy it again or remove it") from None
 
 
 def _page_layout(page: Any, kept: dict[str, Any], path: Path) -> dict[str, Any]:
     import tifffile
 
     if len(page.shape) != 2 or page.dtype is None or page.dtype.kind not in "uif":
-        raise UserError(
-            f"{path} holds {page.shape} images of {page.dtype}; allowed: grey ones, a number for each pixel; convert it"
+        raise BadFrame(
+            f"{path} holds {page.shape} images of {page.dtype}",
+            "allowed: grey ones, a number for each pixel; convert it",
         )
     try:
         tifffile.TIFF.DECOMPRESSORS[page.compression] if page.compression != 1 else None
@@ -157,7 +191,7 @@ def _check_end(page: Any, path: Path) -> None:
         ends.append(page.dataoffsets[0] + page.nbytes)
     size = page.parent.filehandle.size
     if max(ends) > size:
-        raise UserError(f"{path} is truncated: {size} bytes, its directory asks for {max(ends)}; copy the file again")
+        raise BadFrame(f"{path} is truncated: {size} bytes, its directory asks for {max(ends)}", "copy the file again")
 
 
 def _check_chain(tiff: Any, path: Path) -> None:

@@ -30,6 +30,11 @@ class Input(BaseModel):
     dims: list[str] | None = Field(None, description="Axes as they lie in the file, such as y,x,tof.")
     unsigned: bool = Field(False, description="Signed counts that wrapped are read as unsigned.")
     tof: Literal["auto", "spectra", "headers"] = Field("auto", description="Whose time of flight to believe.")
+    bad_frames: Literal["error", "skip", "interpolate"] = Field(
+        "error",
+        description="Frames of a folder that are missing, broken or unlike the others: refuse them, leave them out, or "
+        "take the mean of their neighbours.",
+    )
     bad_values: Literal["error", "keep"] = Field(
         "error", description="NaN, Inf, negative counts and saturated values: refuse them, or go on and report them."
     )

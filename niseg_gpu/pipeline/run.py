@@ -146,6 +146,8 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, resume: bool = 
             session.engine.backend.name,
             session.reason,
         )
+        for line in session.inputs.bad_frames:
+            log.info("bad frame: %s", line)
         # beside the blocks, which leave the interpreter to others most of the time
         threading.Thread(target=load_libraries, daemon=True).start()
         results = write_results(session, folder, ledger=ledger, quiet=quiet)
@@ -271,6 +273,7 @@ def _record(session: Session, results: dict[str, Any], *, started: str) -> dict[
             "bytes": int(sample.nbytes),
             "files": len(set(files)),
             "quantity": StackInfo.of(sample).quantity,
+            "bad_frames": session.inputs.bad_frames,
         },
         "findings": session.clock.findings(),
         "results": results,
