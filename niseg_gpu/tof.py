@@ -150,8 +150,10 @@ def fit_rebin_tof(
     Parameters
     ----------
     factor : int, optional
-        Join this many bins of a shutter window; what is left at its end makes a narrower bin, so that no count is lost
-        and none is taken for one of another time, before the shutter was closed.
+        Join this many bins of a shutter window. What is left at its end goes into the joined bin before it if it is
+        less than half of that many, else (or where there is none before it) it makes a narrower bin: no count is lost
+        and none is taken for one of another time, before the shutter was closed. A few bins alone hold few counts, and
+        the mean of a ratio of few counts is too large.
     edges_s : sequence of float, optional
         Edges of the new bins in s; an old bin cut by an edge is shared in proportion to time.
     how : {"auto", "sum", "mean"}
@@ -168,10 +170,18 @@ def fit_rebin_tof(
             raise UserError(f"rebin_tof got factor {factor}; allowed: 1 to the number of bins, {n}")
         ends = [*_borders(info), n]
         windows = zip([0, *ends], ends, strict=False)
-        groups = [Group(i, min(i + factor, end) - 1) for first, end in windows for i in range(first, end, factor)]
+        groups = [group for first, end in windows for group in _join(first, end, factor)]
     else:
         groups = _cut(need_tof(info, "rebin_tof"), np.asarray(info.coords["tof_width"]), edges_s)
     return {"groups": groups, "mean": how == "mean" or (how == "auto" and not info.quantity.startswith("counts"))}
+
+
+def _join(first: int, end: int, factor: int) -> list[Group]:
+    """Groups of `factor` bins from `first` to before `end`; less than half of one is added to the last."""
+    starts = list(range(first, end, factor))
+    if len(starts) > 1 and 2 * (end - starts[-1]) < factor:
+        starts.pop()
+    return [Group(a, b - 1) for a, b in zip(starts, [*starts[1:], end], strict=True)]
 
 
 def _borders(info: StackInfo) -> list[int]:

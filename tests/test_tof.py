@@ -80,12 +80,44 @@ def test_rebinning_by_a_factor_conserves_counts(n, factor, dtype) -> None:
     stack = np.random.default_rng(n * 31 + factor).integers(0, 1000, info.shape).astype(dtype)
     state = tof.fit_rebin_tof(before(info), factor=factor)
     out, after = tof.rebin_tof(stack, **state), tof.describe_rebin_tof(info, **state)
-    assert out.shape == after.shape == (-(-n // factor), 2, 3)
+    left = n % factor
+    assert out.shape == after.shape == (n // factor + (2 * left >= factor), 2, 3)
     assert out.sum(dtype=float) == stack.sum(dtype=float)
     assert np.isclose(after.coords["tof_width"].sum(), info.coords["tof_width"].sum())
-    np.testing.assert_array_equal(after.coords["tof"], info.coords["tof"][::factor])
+    np.testing.assert_array_equal(after.coords["tof"], info.coords["tof"][::factor][: len(out)])
     mean = tof.rebin_tof(stack, groups=state["groups"], mean=True)
-    np.testing.assert_allclose(mean[0], stack[:factor].mean(0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(mean[0], stack[: state["groups"][0].last + 1].mean(0, dtype=float), rtol=1e-6)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 12))
+def test_what_is_left_of_a_window_joins_the_bin_before_or_is_half_of_one(sizes, factor) -> None:
+    n, ends = sum(sizes), np.cumsum(sizes)
+    factor = min(factor, n)
+    info = run_info(n, shutter_windows=[[int(b - a), int(b - 1)] for a, b in zip(sizes, ends, strict=True)])
+    info = tof.describe_assign_wavelength(info, flight_path_m=10.0)
+    state = tof.fit_rebin_tof(before(info), factor=factor)
+    groups = state["groups"]
+    assert [i for g in groups for i in range(g.first, g.last + 1)] == list(range(n))
+    windows = [np.searchsorted(ends, [g.first, g.last], side="right") for g in groups]
+    assert all(a == b for a, b in windows), "none is joined over a closed shutter"
+    for size, end in zip(sizes, ends, strict=True):
+        found = [g.last - g.first + 1 for g in groups if end - size <= g.first < end]
+        assert found[:-1] == [factor] * (len(found) - 1)
+        assert factor <= 2 * found[-1] < 3 * factor or found == [size]
+    after = tof.describe_rebin_tof(info, **state)
+    for i, g in enumerate(groups):
+        bins = slice(g.first, g.last + 1)
+        assert after.coords["tof"][i] == info.coords["tof"][g.first]
+        assert np.isclose(after.coords["tof_width"][i], info.coords["tof_width"][bins].sum())
+        assert np.isclose(after.coords["wavelength"][i], info.coords["wavelength"][bins].mean())
+
+
+def test_few_counts_at_the_end_of_a_window_do_not_raise_the_transmission() -> None:
+    rng = np.random.default_rng(0)
+    sample, beam = rng.poisson(8, (2, 26, 60, 60)).astype(np.uint16)
+    state = tof.fit_rebin_tof(before(run_info(26)), factor=5)
+    transmission = np.mean(tof.rebin_tof(sample, **state) / tof.rebin_tof(beam, **state), axis=(1, 2))
+    assert transmission.max() < 1.04  # the last raw bin alone: 1.18
 
 
 @given(st.lists(st.floats(1e-3, 1.1e-3), min_size=0, max_size=5, unique=True))
@@ -120,9 +152,11 @@ def test_no_bin_is_joined_over_a_closed_shutter(known) -> None:
         info = info.with_(coords={**info.coords, "tof": start})
     state = tof.fit_rebin_tof(before(info), factor=4)
     after = tof.describe_rebin_tof(info, **state)
-    assert [(g.first, g.last) for g in state["groups"]] == [(0, 3), (4, 4), (5, 8), (9, 9)]
-    np.testing.assert_allclose(after.coords["tof_width"], [4e-5, 1e-5, 4e-5, 1e-5])
-    np.testing.assert_array_equal(after.coords["tof"], info.coords["tof"][[0, 4, 5, 9]])
+    assert [(g.first, g.last) for g in state["groups"]] == [(0, 4), (5, 9)]
+    np.testing.assert_allclose(after.coords["tof_width"], [5e-5, 5e-5])
+    np.testing.assert_array_equal(after.coords["tof"], info.coords["tof"][[0, 5]])
+    narrow = tof.fit_rebin_tof(before(info), factor=3)
+    assert [(g.first, g.last) for g in narrow["groups"]] == [(0, 2), (3, 4), (5, 7), (8, 9)]
     stack = np.random.default_rng(0).integers(0, 1000, info.shape).astype(np.uint16)
     assert tof.rebin_tof(stack, **state).sum(dtype=float) == stack.sum(dtype=float)
     few = info.with_(shape=(3, *info.shape[1:]), coords={name: axis[:3] for name, axis in info.coords.items()})
