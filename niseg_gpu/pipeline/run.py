@@ -171,7 +171,8 @@ def open_ledger(session: Session, folder: Path) -> Ledger:
         return Ledger(backend, session.clock)
     sample = session.inputs.sample
     n_files = len(set(sample.attrs.get("files", ())))
-    frames = n_files if sample.ndim == 3 and n_files == len(sample) else 0
+    apart = sample.ndim == 3 and n_files == len(sample) and not session.inputs.bad_frames  # or blocks need other files
+    frames = n_files if apart else 0
     of = identify_run(session, _tell_uses(session))
     return Ledger(backend, session.clock, checkpoint=Checkpoint(folder / CHECKPOINT, of=of, frames=frames))
 
