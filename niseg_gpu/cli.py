@@ -1,6 +1,7 @@
 """The command line: arguments in, one call, one exit status out.
 
-Exit status: 0 done; 2 the user must mend something (one line); 1 a fault of ours; 130 interrupted.
+Exit status: 0 done; 2 the user must mend something (one line); 1 a fault of ours; 130 interrupted; 141 nobody reads
+the output any more, as behind ``| head`` (what a shell shows for SIGPIPE, and git and the coreutils end with).
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ import argparse
 import atexit
 import errno
 import gc
-import io
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from niseg_gpu.cli_bench import add_bench
 from niseg_gpu.cli_knn import add_knn
 from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
+from niseg_gpu.cli_output import NOBODY_READS, drop_unwritten, flush_output, is_output_closed, show_any_name
 from niseg_gpu.cli_simulate import add_simulate
 from niseg_gpu.cli_unet import add_unet
 from niseg_gpu.errors import UserError, suggest
@@ -55,11 +57,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.set_threshold(MANY_OBJECTS)
     atexit.register(gc.freeze)  # or Python takes down object after object what the system frees at once: most of 1 s
     complaint, options = "", None
-    _show_any_name()
+    show_any_name()
     try:
-        options = build_parser().parse_args(argv)
-        _set_up_logging(options)
-        status = options.run(options) or 0
+        try:
+            options = build_parser().parse_args(argv)
+            _set_up_logging(options)
+            status = options.run(options) or 0
+        except SystemExit as ended:  # of --help and --version
+            status = int(ended.code or 0)
+        flush_output()
     except UserError as error:
         complaint, status = _with_notes(str(error), error), 2
     except MemoryError as error:
@@ -70,14 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         kept = _with_notes("interrupted", error)
         untold = f"interrupted; nothing was left under a final name, {advice}"
         complaint, status = untold if kept == "interrupted" else kept, 130
-    except BrokenPipeError:
-        status = 1
     except Exception as error:
-        logging.getLogger("niseg_gpu").debug("the traceback of the fault", exc_info=True)
-        complaint, status = _explain(error)
-        complaint = _with_notes(complaint, error)
+        if isinstance(error, BrokenPipeError) and is_output_closed():
+            status = NOBODY_READS
+        else:
+            logging.getLogger("niseg_gpu").debug("the traceback of the fault", exc_info=True)
+            complaint, status = _explain(error)
+            complaint = _with_notes(complaint, error)
     if complaint:
-        print("niseg-gpu:", " ".join(complaint.split()), file=sys.stderr)
+        with suppress(OSError):
+            print("niseg-gpu:", " ".join(complaint.split()), file=sys.stderr)
+    drop_unwritten()
     sys.exit(status)
 
 
@@ -142,13 +151,6 @@ def _explain(error: Exception) -> tuple[str, int]:
     if "can't start new thread" in told:
         return f"no more threads may be started ({told}); raise the limits of memory or of processes", 2
     return f"a fault of ours: {told}; please report it with the traceback that --verbose shows", 1
-
-
-def _show_any_name() -> None:
-    """Let no letter stop the output: terminals that lack it, and names of files in another encoding, are there."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _version() -> str:

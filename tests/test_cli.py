@@ -157,8 +157,8 @@ def test_a_broken_file_is_one_line_whatever_libraries_log(tmp_path: Path) -> Non
     assert found.returncode == 2 and found.stderr.count(b"\n") == 1 and b"breaks off after 1" in found.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, and a device that is full")
-def test_no_letter_and_no_full_output_is_a_fault(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_no_letter_is_a_fault(tmp_path: Path) -> None:
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     told = run_apart("select-tof", "--help", env=plain)
     assert told.returncode == 0 and b"wavelength" in told.stdout
@@ -177,9 +177,44 @@ def test_no_letter_and_no_full_output_is_a_fault(tmp_path: Path) -> None:
     assert (found.returncode, found.stderr) == (0, b"")
     assert json.loads(Path(folder, "figures.json").read_bytes())["files"]["predicted"] == str(out)
     assert "ckseite" in Path(folder, "out", "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the output fails at its end, or in the midst of the work
+def test_output_that_nobody_reads_ends_as_sigpipe_does_and_is_no_fault(unbuffered: str) -> None:
+    def end(*arguments: str, **streams) -> tuple[int, bytes]:
+        reader, writer = os.pipe()
+        os.close(reader)
+        streams = {name: writer if stream == "gone" else stream for name, stream in streams.items()}
+        done = run_apart(
+            *arguments, capture_output=False, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, **streams
+        )
+        os.close(writer)
+        return done.returncode, done.stderr or b""
+
+    assert end("info", stdout="gone", stderr=subprocess.PIPE) == (141, b"")
+    assert end("--version", stdout="gone", stderr=subprocess.PIPE) in ((141, b""), (0, b""))  # argparse's own way
+    status, told = end("inf", stdout="gone", stderr=subprocess.PIPE)
+    assert status == 2 and told.startswith(b"niseg-gpu: ") and told.count(b"\n") == 1
+    assert end("inf", stdout="gone", stderr="gone") == (2, b"")
+    assert end("inf", stdout=subprocess.DEVNULL, stderr="gone") == (2, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a device that is full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_has_no_room_is_told_however_it_is_buffered(unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
-        found = run_apart("info", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        streams = {"capture_output": False, "stdout": full, "stderr": subprocess.PIPE}
+        found = run_apart("info", env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, **streams)
     assert found.returncode == 2 and found.stderr.count(b"\n") == 1 and b"no room for the output" in found.stderr
+
+
+def test_a_connection_that_breaks_is_a_fault_all_the_same(niseg, monkeypatch) -> None:
+    def fail(**_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("niseg_gpu.pipeline.info.describe_machine", fail)
+    status, _, err = niseg("info")
+    assert status == 1 and "a fault of ours: BrokenPipeError" in err
 
 
 def test_nan_may_replace_spots_by_its_name(niseg, frame: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def make_model(path: Path, **config: object) -> Path:
     made = UNetConfig(**{"base_depth": 2, "levels": 2, **config})
     params, state = init_weights(made, seed=5)
     scale = Normalisation(means=(100.0,), scales=(10.0,))
-    training = {"images": ["a.npy"], "seed": 5}
+    augmentation = {"rotation_deg": 30.0, "blur_pixels": [0, 1.5]}
+    training = {"images": ["a.npy"], "seed": 5, "class_weights": None, "augmentation": augmentation, "ema": False}
     return save_unet(UNetModel(made, params, state, scale, 0.5, training, {"best_f1": 0.7512345}), path)
 
 
@@ -107,7 +108,10 @@ def test_info(niseg, data: Path) -> None:
         "unet for images: spots or background; 2 levels from 2 features, plain blocks",
         "channel value: (value - 100) / 10",
         "threshold 0.5",
-        "training images: ['a.npy']",
+        "training images: a.npy",
+        "training class_weights: -",
+        "training augmentation: rotation_deg: 30, blur_pixels: 0, 1.5",
+        "training ema: no",
         "metrics best_f1: 0.751235",
     ):
         assert line in out

@@ -48,6 +48,7 @@ LAYERS = {
     "report": 4,
     "pipeline": 4,
     "cli_options": 5,
+    "cli_output": 5,
     "cli_bench": 5,
     "cli_knn": 5,
     "cli_simulate": 5,

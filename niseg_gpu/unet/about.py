@@ -47,5 +47,16 @@ def format_unet(about: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = _words(value)
     return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def _words(value: Any) -> str:
+    """A value from JSON in words, ``-`` where there is none."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_words(item)}" for name, item in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value)) or "-"
+    if value is None or isinstance(value, bool):
+        return "-" if value is None else "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,44 @@
+"""The streams that the commands print to: letters they lack, pipes that nobody reads, disks that are full."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import sys
+
+NOBODY_READS = 128 + signal.SIGPIPE  # as shells show it
+
+
+def show_any_name() -> None:
+    """Let no letter stop the output: terminals that lack it, and names of files in another encoding, are there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> None:
+    """Write what is still held back, so that what fails does so here, and not when Python ends, in its own way."""
+    if sys.stdout is not None:  # closed before we began
+        sys.stdout.flush()
+
+
+def is_output_closed() -> bool:
+    """Whether the output goes to a pipe that nobody reads any more; a worker's connection may break, too."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # it is no file of the system's
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
+
+
+def drop_unwritten() -> None:
+    """Drop what nobody takes, or Python complains about it at its end and with a status of its own."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())
