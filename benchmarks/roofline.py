@@ -14,6 +14,7 @@ import numpy as np
 from niseg_gpu.errors import UserError
 from niseg_gpu.figures import PALETTE, Theme, render, style
 
+from .labels import place_labels
 from .limits import NAMES
 
 LINE_IN, ROOF_IN, MARGIN_IN, WIDTH_IN = 0.19, 3.1, 0.55, 8.6
@@ -47,7 +48,7 @@ def draw_roofline(record: dict[str, Any]) -> bytes:
         if counted:
             box = (0.1, (lower + MARGIN_IN) / height, right - 0.1, (ROOF_IN - 0.2) / height)
             figure.text(0.1, 1 - 0.22 / height, _title_of(record), color=theme.ink, fontsize=9)
-            _draw_roofs(figure.add_axes(box, facecolor=theme.ground), theme, counted, record["limits"])
+            draw_roofs(figure.add_axes(box, facecolor=theme.ground), theme, counted, record["limits"])
 
     return render(draw, WIDTH_IN, height).light
 
@@ -99,21 +100,14 @@ def _add_legends(ax: Any, theme: Theme, rows: Sequence[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def _draw_roofs(ax: Any, theme: Theme, rows: Sequence[dict[str, Any]], limits: dict[str, Any]) -> None:
+def draw_roofs(ax: Any, theme: Theme, rows: Sequence[dict[str, Any]], limits: dict[str, Any]) -> None:
     """Operations a second over operations a byte, under the roof of each device."""
     density = [row["least"]["operations"] / row["least"]["memory"] for row in rows]
     span = np.geomspace(min(*density, 1) / 2, max(*density, 100) * 2, 200)
     for device in (name for name in DEVICE_LINES if name in limits):
         roof = np.minimum(limits[device]["memory"] * span, limits[device]["operations"])
         ax.plot(span, roof, DEVICE_LINES[device], color=theme.ink, linewidth=1.2, label=device)
-    _scatter(
-        ax,
-        rows,
-        lambda row: (
-            row["least"]["operations"] / row["least"]["memory"],
-            row["least"]["operations"] / row["seconds"]["median"] / 1e9,
-        ),
-    )
+    _scatter(ax, rows, _place_in_roofs)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(span[0], span[-1])
@@ -122,11 +116,16 @@ def _draw_roofs(ax: Any, theme: Theme, rows: Sequence[dict[str, Any]], limits: d
     ax.set_axisbelow(True)
     style(ax, theme, "GFLOP/s (float32)")
     ax.legend(frameon=False, fontsize=8, labelcolor=theme.ink, loc="lower right", title_fontsize=8)
-    for subject, row in {row["benchmark"]: row for row in rows if _kind_of(row) == "ours"}.items():
-        x = row["least"]["operations"] / row["least"]["memory"]
-        y = row["least"]["operations"] / row["seconds"]["median"] / 1e9
-        side, away = ("right", -5) if x > np.sqrt(span[0] * span[-1]) else ("left", 5)
-        ax.annotate(subject, (x, y), (away, -9), textcoords="offset points", ha=side, fontsize=7.5, color=theme.muted)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in (row for row in reversed(rows) if _kind_of(row) == "ours"):
+        points.setdefault(row["benchmark"], []).append(_place_in_roofs(row))
+    place_labels(ax, points, color=theme.muted, fontsize=7.5)
+
+
+def _place_in_roofs(row: dict[str, Any]) -> tuple[float, float]:
+    """Operations a byte, and 10^9 operations a second."""
+    operations = row["least"]["operations"]
+    return operations / row["least"]["memory"], operations / row["seconds"]["median"] / 1e9
 
 
 def _scatter(ax: Any, rows: Sequence[dict[str, Any]], place: Callable[[dict[str, Any]], tuple[float, float]]) -> None:
