@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,27 @@ def whole(request, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     out = tmp_path_factory.mktemp("whole") / "out"
     run(describe(data, out, request.param))
     return request.param, out
+
+
+@pytest.mark.parametrize("choice", ["skip", "interpolate"])
+def test_a_run_with_bad_frames_goes_on_while_they_are_the_same(data: Path, tmp_path: Path, choice: str) -> None:
+    frames = tmp_path / "frames"
+    shutil.copytree(data / "frames", frames)
+    (frames / "frame_011.tif").unlink()
+    (frames / "frame_030.tif").write_bytes(b"")
+    written = (frames / "frame_030.tif").stat()
+    mapping = describe(data, tmp_path / "out", FRAMES, input={"path": str(frames), "bad_frames": choice})
+    run({**mapping, "output": {"path": str(tmp_path / "whole")}})
+    cut_at(3, mapping)
+    shutil.copyfile(data / "frames" / "frame_030.tif", frames / "frame_030.tif")
+    with pytest.raises(UserError, match=r"frame_030\.tif changed after the run began|other blocks"):
+        run(mapping, resume=True)
+    (frames / "frame_030.tif").write_bytes(b"")
+    os.utime(frames / "frame_030.tif", ns=(written.st_atime_ns, written.st_mtime_ns))
+    run(mapping, resume=True)
+    assert read(tmp_path / "out") == read(tmp_path / "whole")
+    findings = [json.loads((tmp_path / name / "run.json").read_text())["findings"] for name in ("out", "whole")]
+    assert sorted(findings[0]) == sorted(findings[1]) and any("2 bad frames" in line for line in findings[0])
 
 
 @given(cuts=st.lists(st.integers(1, 45), min_size=1, max_size=3), workers=st.sampled_from([1, 2, 5]))
