@@ -14,7 +14,7 @@ import numpy as np
 
 from niseg_gpu.backend import working_on
 from niseg_gpu.kmeans.points import LocalPoints, Part, Region
-from niseg_gpu.kmeans.table import write_pixels
+from niseg_gpu.kmeans.table import number_pixels, write_pixels
 
 
 def count_times_read(array: Any, regions: Sequence[Region], *, axis: int) -> float:
@@ -86,5 +86,4 @@ class _Rows:
         where = (*region[: self.axis], *region[self.axis + 1 :])
         with working_on(self.backend):
             flat = xp.moveaxis(self.backend.from_host(block), self.axis, 0).reshape(block.shape[self.axis], -1)
-            index = np.arange(math.prod(self.map_shape)).reshape(self.map_shape)[where].ravel()
-            write_pixels(flat, self.rows[:, features], index, backend=self.backend)
+            write_pixels(flat, self.rows[:, features], number_pixels(where, self.map_shape), backend=self.backend)

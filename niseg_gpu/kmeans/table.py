@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,29 @@ from niseg_gpu.errors import UserError
 BLOCK_PIXELS = 2_048
 
 
-def write_pixels(flat: Any, rows: Any, index: np.ndarray, *, backend: Any) -> None:
-    """Write a block of (features, pixels) to rows of (pixels, features), those numbered by `index` in rising order."""
-    if len(index) and index[-1] - index[0] + 1 == len(index):  # whole rows of the map: one run
-        backend.write_spectra(flat, rows[index[0] : index[-1] + 1])
+def number_pixels(where: tuple[slice, ...], map_shape: tuple[int, ...]) -> slice | np.ndarray:
+    """Return the numbers of a region's pixels in the flat map, in rising order; as a slice where they are one run."""
+    spans = [range(*part.indices(n)) for part, n in zip(where, map_shape, strict=True)]
+    first = next((i for i, span in enumerate(spans) if len(span) != 1), len(spans) - 1)
+    if all(len(span) == n for span, n in zip(spans[first + 1 :], map_shape[first + 1 :], strict=True)):
+        start = int(np.ravel_multi_index([span.start for span in spans], map_shape)) if all(spans) else 0
+        return slice(start, start + math.prod(map(len, spans)))
+    return np.ravel_multi_index(np.ix_(*spans), map_shape).ravel()
+
+
+def write_pixels(flat: Any, rows: Any, index: slice | np.ndarray, *, backend: Any) -> None:
+    """Write a block of (features, pixels) to rows of (pixels, features), those that `number_pixels` tells."""
+    if isinstance(index, slice):
+        backend.write_spectra(flat, rows[index])
     else:
         rows[backend.xp.asarray(index)] = backend.xp.astype(flat, rows.dtype).T
+
+
+def choose_dtype(dtype: Any, *, extras: int) -> np.dtype:
+    """What a table of a stack of `dtype` holds: narrow integers as they are, where no other features come beside."""
+    dtype = np.dtype(dtype)
+    narrow = dtype.kind in "iu" and dtype.itemsize <= 2 and not extras
+    return dtype.newbyteorder("=") if narrow else np.dtype(np.float32)
 
 
 class PixelTable:
@@ -48,10 +66,8 @@ class PixelTable:
         self.backend = backend
         self.map_shape = shape[1:] if features else shape
         self.features = features
-        pixels, dtype = int(np.prod(self.map_shape)), np.dtype(dtype)
-        narrow = dtype.kind in "iu" and dtype.itemsize <= 2 and not extras
+        pixels, kept = math.prod(self.map_shape), choose_dtype(dtype, extras=extras)
         self.n_features, self.extras = shape[0] if features else 1, extras
-        kept = dtype.newbyteorder("=") if narrow else np.dtype(np.float32)
         needed, there = pixels * (self.n_features + extras) * kept.itemsize, backend.count_memory()
         if needed > there:
             raise UserError(
@@ -72,7 +88,7 @@ class PixelTable:
         if self.features and block.shape[0] != self.spectra.shape[1]:
             raise ValueError(f"block of {block.shape[0]} features for a table of {self.spectra.shape[1]}")
         where = region[1:] if self.features else region
-        index = np.arange(len(self.valid)).reshape(self.map_shape)[where].ravel()
+        index = number_pixels(where, self.map_shape)
         flat = xp.reshape(block, (block.shape[0], -1)) if self.features else xp.reshape(block, (1, -1))
         write_pixels(flat, self.spectra, index, backend=self.backend)
         # what is kept as integers has no NaN, and its sum may wrap
