@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 BLOCK_BYTES = 32 * 2**20  # small enough that the allocator takes freed blocks again, without page faults
 Region = tuple[slice, ...]
+
+
+class Work(NamedTuple):
+    """Bytes that a step holds at its peak besides the block it is given: what it works with and what it gives back.
+
+    Attributes
+    ----------
+    each : int
+        For every block that is worked on at once.
+    once : int
+        For all of them together, beyond that.
+    """
+
+    each: int
+    once: int = 0
 
 
 def cut_regions(

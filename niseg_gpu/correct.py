@@ -5,6 +5,7 @@ Every function takes one block (NumPy or CuPy) first and gives a block of the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from niseg_gpu.backend import backend_of
+from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
 
@@ -120,6 +122,11 @@ def _list_bins(attrs: Any) -> str:
     return ("the bins " if bins else "none") + ", ".join(map(str, bins[:5])) + (", ..." if len(bins) > 5 else "")
 
 
+def memory_overlap_correct(info: Any, *, backend: Any, **_: Any) -> Work:
+    """What it holds: the result, and what the twin works with."""
+    return Work((4 + backend.window_bytes) * math.prod(info.shape))
+
+
 def _where(attrs: Any) -> str:
     files = attrs.get("files") or ["the stack"]
     return str(files[0])
@@ -218,6 +225,12 @@ def describe_normalize(info: Any, *, minus_log: bool = False, **_: Any) -> Any:
     """The stack after `normalize`."""
     quantity = "attenuation" if minus_log else "transmission"
     return info.with_(dtype=np.dtype(np.float32), attrs={"quantity": quantity, "shutter_counts": None})
+
+
+def memory_normalize(info: Any, *, open_beam: Any, dark: Any = None, minus_log: bool = False, **_: Any) -> Work:
+    """What it holds, in whole-array calls: three arrays and masks; one more where references have every bin."""
+    binned = any(hasattr(frames, "stages") for frames in (open_beam, dark))
+    return Work(((17 if binned else 12) + minus_log) * math.prod(info.shape))
 
 
 def _check_reference(frames: Any, info: Any, what: str) -> None:
@@ -323,6 +336,11 @@ def scale_spectra(spectra: Any, *, method: Literal["mean", "standard"] = "mean")
 def describe_scale_spectra(info: Any, **_: Any) -> Any:
     """The stack after `scale_spectra`."""
     return info.with_(dtype=np.dtype(np.float32), attrs={"quantity": "scaled"})
+
+
+def memory_scale_spectra(info: Any, **_: Any) -> Work:
+    """What it holds: a copy in float32 and the result."""
+    return Work(8 * math.prod(info.shape))
 
 
 def check_scale_spectra(before: Any, *, method: str = "mean") -> None:

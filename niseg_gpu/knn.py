@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from niseg_gpu.backend import backend_of
+from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
 from niseg_gpu.knn_features import Median, compute_features, halo_of_features, running_median
@@ -263,3 +265,8 @@ def plane_detect_spots(*, model: KnnModel, **_: Any) -> Plane:
 def halo_detect_spots(*, model: Any, **_: Any) -> int:
     """Pixels of neighbourhood that a block needs."""
     return max(1, halo_of_features(model.features))
+
+
+def memory_detect_spots(info: Any, *, model: KnnModel, approximate: bool = False, **_: Any) -> Work:
+    """What it holds: features and their copies, standardised, and of each pixel its number, votes, class and share."""
+    return Work(((33 if approximate else 45) + 12 * len(model.features)) * math.prod(info.shape))

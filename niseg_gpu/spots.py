@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from niseg_gpu.backend import backend_of
+from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count, is_counting, own_part
 from niseg_gpu.io.open import open_stack
-from niseg_gpu.kernels.spots_xp import NOISE_SIZE, find_missing, median_of_values
+from niseg_gpu.kernels.spots_xp import NOISE_SIZE, PIECE, find_missing, median_of_values
 from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile
 
@@ -187,6 +188,36 @@ def halo_remove_spots(
     if replacement == "mean":
         halo, frames = halo + size // 2, 2 * frames
     return frames, halo
+
+
+def memory_remove_spots(
+    info: Any,
+    *,
+    backend: Any,
+    size: int = 3,
+    threshold_unit: str = "counts",
+    max_area: int | None = None,
+    neighbourhood: str = "frame",
+    dead_pixels: Any = None,
+    **_: Any,
+) -> Work:
+    """What it holds: the result, the mask, and what tells spots; where much of a block is NaN, more.
+
+    Kernels of our own work through frames in pieces; of a volume, and by a library, whole arrays are held.
+    """
+    from niseg_gpu.kernels.median import DTYPES
+
+    values, dtype, itemsize = math.prod(info.shape), info.dtype, info.dtype.itemsize
+    holes = dead_pixels is not None or dtype.kind == "f"
+    if backend.cleans_in_pieces and dtype in DTYPES:
+        worked = itemsize if neighbourhood == "volume" else 2 * itemsize if size > 7 else 0  # medians, or room for rows
+        worked = {"counts": worked, "poisson": worked, "sigma": 18}[threshold_unit]
+        worked += 8 if dead_pixels is not None and worked else 0
+        at_once = values if neighbourhood == "volume" else min(values, PIECE)
+        area = 12 * min(values, PIECE) if max_area is not None else 0
+        return Work((itemsize + 1 + holes) * values + max(worked * at_once, area))
+    worked = 3 * itemsize + {"counts": 0, "poisson": 4, "sigma": 4 if dtype.kind == "f" else 12}[threshold_unit]
+    return Work((max(worked, 17 if max_area is not None else 0) + holes) * values)
 
 
 def plane_remove_spots(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from niseg_gpu.backend import backend_of
+from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.stack import StackInfo
 
@@ -233,6 +235,11 @@ def describe_rebin_tof(info: StackInfo, *, groups: Sequence[Group], mean: bool) 
     if len(info.attrs.get("files") or ()) == info.shape[0]:
         attrs["files"] = [info.attrs["files"][g.first] for g in groups]
     return info.with_(shape=(len(groups), *info.shape[1:]), dtype=np.dtype(np.float32), coords=coords, attrs=attrs)
+
+
+def memory_rebin_tof(info: Any, *, groups: Sequence[Group], **_: Any) -> Work:
+    """What it holds: the result."""
+    return Work(4 * len(groups) * math.prod(info.shape[1:]))
 
 
 def _gather(values: np.ndarray, group: Group, average: bool) -> float:

@@ -14,7 +14,7 @@ from niseg_gpu.backend import CPU, Cpu, Gpu
 
 LIBRARY = Cpu("library")
 ELSEWHERE = {  # and in which file
-    "name, threads, keeps_rows, has_bus, sums_changes, weights_a_pixel": "they are no calls",
+    "name, threads, keeps_rows, has_bus, sums_changes, weights_a_pixel, window_bytes": "they are no calls",
     "network, tile_pixels, jax_device": "test_gpu_steps.py, test_unet_predict.py",
     "uses, why_no_own": "test_backend_choose.py",
     "xp, synchronize": "all of these",
@@ -24,6 +24,7 @@ ELSEWHERE = {  # and in which file
     "run_lloyd, assign_and_sum": "test_gpu_clusters.py",
     "describe": "test_backend_gpu.py",
     "kernels": "test_backend_choose.py",
+    "cleans_in_pieces": "test_pipeline_memory.py",
 }
 
 

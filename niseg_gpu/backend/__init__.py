@@ -17,7 +17,7 @@ from niseg_gpu.backend.choose import (
 )
 from niseg_gpu.backend.cpu import Cpu
 from niseg_gpu.backend.gpu import Gpu
-from niseg_gpu.backend.machine import count_cores, cpu_model, limit_threads
+from niseg_gpu.backend.machine import count_cores, count_memory_limit, cpu_model, limit_threads
 from niseg_gpu.backend.twin import Cleaned, Clusters
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Gpu",
     "backend_of",
     "count_cores",
+    "count_memory_limit",
     "cpu_model",
     "limit_threads",
     "select",

@@ -24,6 +24,7 @@ class Cpu(Twin):
     threads = 2**16  # that may work at once: as many as there are
     keeps_rows = False  # kernels read pixels in any layout
     has_bus = False  # between its memory and the host's
+    window_bytes = 0  # a value that `correct_window` works with
     # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
     network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True, "own_slopes": True}
     tile_pixels = {2: 1152**2, 3: 112**3}
@@ -41,6 +42,11 @@ class Cpu(Twin):
             "segment_unet": "jax on the CPU, float32",
             "everything else": "numpy",
         }
+
+    @property
+    def cleans_in_pieces(self) -> bool:
+        """Whether `replace_spots` goes through frames piece by piece, and holds no whole arrays besides its results."""
+        return self.kernels == "own"
 
     def why_no_own(self) -> str:
         """Return why kernels of our own can't run on the device, or an empty string where they can."""

@@ -32,6 +32,8 @@ class Gpu(Twin):
     threads = 1  # its kernels are parallel themselves
     keeps_rows = True  # of pixels that lay otherwise
     has_bus = True
+    window_bytes = 16  # counts, their running sum, and the live part, in float32
+    cleans_in_pieces = False
     sums_changes = False  # a pass waits for the pixels, not for the sums
     network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False, "own_slopes": False}
     tile_pixels = {2: 2048**2, 3: 384**3}

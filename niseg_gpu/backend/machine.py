@@ -6,7 +6,8 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 @contextmanager
@@ -31,3 +32,26 @@ def cpu_model() -> str:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def count_memory_limit() -> int:
+    """Bytes of memory that this process may use: the machine's, or less where a batch system or container says so."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        with open("/proc/self/cgroup") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return limits[0]
+    for number, names, path in groups:
+        if number == "0":
+            base, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif "memory" in names.split(","):
+            base, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        place = base / path.lstrip("/")
+        for folder in (place, *place.parents):  # each of the groups around it may be limited too
+            if folder.is_relative_to(base):
+                with suppress(OSError, ValueError):  # no such file, or "max"
+                    limits.append(int((folder / name).read_text()))
+    return min(limits)

@@ -266,7 +266,7 @@ def assign_and_sum_cpu(
     by_rows, panel = steps[1] == 1, arrange_centroids(centroids)
     lead = flat.ctypes.data % LINE // flat.itemsize % LANES  # so that groups begin with a line of the cache
     if memory is not None and before is None:
-        remember = k > 1 and are_worth_it(pixels)
+        remember = k > 1 and are_worth_it(pixels.shape[1] * pixels.itemsize)
         memory["margins"] = np.empty((MARGINS, labels.size), np.float32) if remember else None
         memory["watch"] = Watch()
     memory = memory or {"margins": None}

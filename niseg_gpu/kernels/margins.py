@@ -32,9 +32,9 @@ LEAD, REST = range(MARGINS)
 WORTH_SHARE = 0.85  # of what is looked at: with more it takes less time to look at all, and not to choose and note
 
 
-def are_worth_it(pixels: np.ndarray) -> bool:
-    """Whether margins of (n, features) pixels take little of the memory that these have."""
-    return MARGINS * 4 * LEAST_SHARE <= pixels.shape[1] * pixels.itemsize
+def are_worth_it(pixel_bytes: int) -> bool:
+    """Whether margins take little of the memory that pixels of so many bytes have."""
+    return MARGINS * 4 * LEAST_SHARE <= pixel_bytes
 
 
 class Watch:

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Gt, Le, MinLen
 
-from niseg_gpu.cluster_quality import measure_edge_share
+from niseg_gpu.chunks import Work
+from niseg_gpu.cluster_quality import SILHOUETTE_PIXELS, measure_edge_share
 from niseg_gpu.errors import UserError
 from niseg_gpu.kmeans.cluster import check_number, cluster_points, cluster_with_library, hold_rows
 from niseg_gpu.kmeans.compare import Trial, try_numbers
 from niseg_gpu.kmeans.extras import add_features, check_extras, count_extras
-from niseg_gpu.kmeans.seeding import is_method, read_centroids
-from niseg_gpu.kmeans.table import BLOCK_PIXELS, PixelTable
+from niseg_gpu.kmeans.seeding import count_candidates, is_method, read_centroids
+from niseg_gpu.kmeans.table import BLOCK_PIXELS, PixelTable, choose_dtype
 from niseg_gpu.stack import NamesFile
 
 Number = Annotated[int, Ge(1), Le(65_534)]
@@ -207,3 +208,37 @@ def check_kmeans(
     if len(numbers) > 1 or count_extras(features, images):
         raise UserError("kmeans: init gives centroids; allowed with one n_clusters, and without features and images")
     read_centroids(init, shape=(numbers[0], bins))
+
+
+def memory_kmeans(
+    info: Any,
+    *,
+    backend: Any,
+    n_clusters: int | list[int] = 8,
+    init: Any = "k-means++",
+    init_sample: int | None = 16_384,
+    features: Any = None,
+    images: Any = None,
+    **_: Any,
+) -> Work:
+    """What it holds of a whole stack besides the table: labels, and at one time or another the rest."""
+    from niseg_gpu.kernels.margins import MARGINS, are_worth_it
+
+    map_shape = info.shape[1:] if "tof" in info.dims else info.shape
+    pixels, extras = math.prod(map_shape), count_extras(features, images)
+    length, kept = info.sizes.get("tof", 1) + extras, choose_dtype(info.dtype, extras=extras)
+    frame, numbers = math.prod(map_shape[-2:]), len(np.atleast_1d(n_clusters))
+    margins = MARGINS * 4 if backend.sums_changes and are_worth_it(length * kept.itemsize) else 0
+    sample = min(init_sample or 0, pixels) * length * kept.itemsize if is_method(init) else 0
+    copied = 0
+    if backend.kernels == "library":  # as float32, and centred; with labels, weights and norms of its own
+        copied = (4 * length * (1 + (kept != np.float32)) + 13) * pixels + sample // 2
+    drawn = 13 if init_sample else 4 * (1 + count_candidates(int(np.max(n_clusters))))
+    phases = [
+        16 * (extras + 1) * pixels if extras else 0,  # features beside the spectrum, and what they are made of
+        max(drawn * pixels, 21 * sample // 10 + 8 * pixels) if is_method(init) else 0,
+        (margins + 4) * pixels + copied,
+        (margins + 4 * numbers + 1) * pixels + 33 * frame,  # all labels, and the surroundings of each pixel
+        (margins + 4 * numbers) * pixels + 20 * SILHOUETTE_PIXELS**2 if numbers > 1 else 0,
+    ]
+    return Work(0, 4 * pixels + max(phases))

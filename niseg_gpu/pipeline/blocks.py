@@ -11,7 +11,7 @@ import numpy as np
 
 from niseg_gpu import findings
 from niseg_gpu.backend import working_on
-from niseg_gpu.chunks import Region, locate, widen
+from niseg_gpu.chunks import BLOCK_BYTES, Region, cut_regions, locate, widen
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.values import ValueCheck
 from niseg_gpu.stack import dtype_for_steps
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from niseg_gpu.pipeline.ledger import Ledger
+
+
+PARTS = 4  # blocks for each worker at least, so that none waits long for the last
 
 
 def halo_of(stages: Sequence[Any]) -> tuple[int, int]:
@@ -40,6 +43,35 @@ def grid_of(stages: Sequence[Any]) -> tuple[int, int]:
     return math.lcm(*(first for first, _ in pairs)), math.lcm(*(pixels for _, pixels in pairs))
 
 
+def cut_blocks(
+    stack: Any, stages: Sequence[Any], *, whole: frozenset[str], parts: int, block_bytes: int = BLOCK_BYTES
+) -> list[Region]:
+    """Cut a stack (anything with dims and shape) into the blocks that go through all stages.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray or StackInfo
+    stages : sequence of Stage
+    whole : frozenset of str
+        Axes that a block may not split, besides those the stages ask for.
+    parts : int
+        Blocks at least, where the halo allows it.
+    block_bytes : int
+        Of a block in float32.
+    """
+    frames, halo = halo_of(stages)
+    return cut_regions(
+        tuple(map(str, stack.dims)),
+        stack.shape,
+        whole=whole.union(*(stage.op.whole for stage in stages)),
+        halo=halo,
+        frames=frames,
+        grid=grid_of(stages),
+        parts=parts,
+        block_bytes=block_bytes,
+    )
+
+
 def pictured_stage(stages: Sequence[Any]) -> int | None:
     """How many stages come before the first that scales every spectrum by itself, where one does.
 
@@ -47,6 +79,15 @@ def pictured_stage(stages: Sequence[Any]) -> int | None:
     """
     scaled = [i for i, stage in enumerate(stages) if stage.info.quantity == "scaled"]
     return scaled[0] if scaled else None
+
+
+def lie_beside(region: Region, shape: tuple[int, ...], *, of: tuple[int, ...]) -> Region:
+    """Where the block of a reference of shape `of` lies beside one at `region` of a stack of `shape`.
+
+    The same rows, columns and, where they are cut, bins.
+    """
+    whole = region[0] == slice(0, shape[0])
+    return (slice(0, of[0]) if whole else region[0], *region[1:])
 
 
 class BlockRun:
@@ -95,7 +136,7 @@ class BlockRun:
         wide = widen(region, self.stack.shape, halo=self.halo)
         found = [_block(self.stack.data, wide)]
         for run in self.references.values():
-            found += run.arguments(self._beside(wide, run))
+            found += run.arguments(lie_beside(wide, self.stack.shape, of=run.stack.shape))
         return found
 
     def at(self, region: Region) -> Callable[..., tuple[Any, ...]]:
@@ -106,16 +147,14 @@ class BlockRun:
         with working_on(self.backend):
             return tuple(self._take(region, list(blocks), own=region))
 
-    def _beside(self, region: Region, run: BlockRun) -> Region:
-        """Where a reference's block lies: the same rows, columns and, where they are cut, bins."""
-        whole = region[0] == slice(0, self.stack.shape[0])
-        return (slice(0, run.stack.shape[0]) if whole else region[0], *region[1:])
-
     def _take(self, region: Region, left: list[np.ndarray], *, own: Region) -> list[Any]:
         """Take the next block of `left` through the stages; of what is found, `own` is counted."""
         wide = widen(region, self.stack.shape, halo=self.halo)
         counted, block = locate(own, within=wide), left.pop(0)
-        aside = {key: run._take(self._beside(wide, run), left, own=own)[0] for key, run in self.references.items()}
+        aside = {
+            key: run._take(lie_beside(wide, self.stack.shape, of=run.stack.shape), left, own=own)[0]
+            for key, run in self.references.items()
+        }
         with findings.collect(counted) as tally:
             self.check(block, wide)
         block = block.astype(dtype_for_steps(block.dtype), copy=False)

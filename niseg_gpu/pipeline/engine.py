@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niseg_gpu.chunks import BLOCK_BYTES, cut_regions
-from niseg_gpu.pipeline.blocks import BlockRun, grid_of, halo_of, pictured_stage
+from niseg_gpu.chunks import BLOCK_BYTES
+from niseg_gpu.pipeline.blocks import PARTS, BlockRun, cut_blocks, halo_of, pictured_stage
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.parse import Step
 from niseg_gpu.pipeline.steps import OPS, Op
@@ -205,22 +205,12 @@ class Engine:
         import dask.array as da
         from dask import delayed
 
-        frames, halo = halo_of(stages)
-        parts = (ledger.parts if ledger is not None else None) or 4 * self.workers
-        regions = cut_regions(
-            tuple(map(str, stack.dims)),
-            stack.shape,
-            whole=whole.union(*(stage.op.whole for stage in stages)),
-            halo=halo,
-            frames=frames,
-            grid=grid_of(stages),
-            parts=parts,
-            block_bytes=self.block_bytes,
-        )
+        parts = (ledger.parts if ledger is not None else None) or PARTS * self.workers
+        regions = cut_blocks(stack, stages, whole=whole, parts=parts, block_bytes=self.block_bytes)
         axis = 0 if len(regions) > 1 and regions[0][0] != regions[1][0] else stack.ndim - 2
         if ledger is not None:
             before = [StackInfo.for_steps(stack), *(stage.info for stage in stages)]
-            ledger.prepare(stages, before, regions, axis=axis - stack.ndim, parts=parts, halo=frames)
+            ledger.prepare(stages, before, regions, axis=axis - stack.ndim, parts=parts, halo=halo_of(stages)[0])
         run = BlockRun(self.backend, self.clock, stack, stages, bad_values=self.bad_values, ledger=ledger)
         outputs = _outputs(stack, stages)
         pieces: list[list[Any]] = [[] for _ in outputs]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from niseg_gpu import correct, knn, spots, tof
+from niseg_gpu.chunks import Work
 from niseg_gpu.kmeans import step as kmeans
 from niseg_gpu.unet import segment
 
@@ -20,6 +21,10 @@ def _no_grid(**_: Any) -> tuple[int, int]:
 
 def _same(info: Any, **_: Any) -> Any:
     return info
+
+
+def _hold_nothing(info: Any, **_: Any) -> Work:
+    return Work(0)
 
 
 class Op(NamedTuple):
@@ -46,6 +51,10 @@ class Op(NamedTuple):
         Whether `apply` also gives a mask.
     plane : callable or None
         ``(**state) -> Plane`` in which it tells spots, for the report's picture, or None where there is none.
+    memory : callable
+        ``(info, backend=twin, **state) -> Work``: what it holds for a block of the shape and dtype in `info`; nothing
+        where `apply` gives back a part of the block, which then stays in memory whole. Of a step that ends the
+        pipeline, for the whole stack, beside its table.
     """
 
     apply: Callable[..., Any] | None
@@ -57,6 +66,7 @@ class Op(NamedTuple):
     whole: frozenset[str] = frozenset()
     mask: bool = False
     plane: Callable[..., Any] | None = None
+    memory: Callable[..., Work] = _hold_nothing
 
 
 TOF = frozenset({"tof"})
@@ -67,10 +77,17 @@ OPS: dict[str, Op] = {
         fit=correct.fit_overlap_correct,
         describe=correct.describe_overlap_correct,
         whole=TOF,
+        memory=correct.memory_overlap_correct,
     ),
     "assign_wavelength": Op(tof.assign_wavelength, describe=tof.describe_assign_wavelength),
     "select_tof": Op(tof.select_tof, fit=tof.fit_select_tof, describe=tof.describe_select_tof, whole=TOF),
-    "rebin_tof": Op(tof.rebin_tof, fit=tof.fit_rebin_tof, describe=tof.describe_rebin_tof, whole=TOF),
+    "rebin_tof": Op(
+        tof.rebin_tof,
+        fit=tof.fit_rebin_tof,
+        describe=tof.describe_rebin_tof,
+        whole=TOF,
+        memory=tof.memory_rebin_tof,
+    ),
     "remove_spots": Op(
         spots.remove_spots,
         fit=spots.fit_remove_spots,
@@ -78,6 +95,7 @@ OPS: dict[str, Op] = {
         halo=spots.halo_remove_spots,
         mask=True,
         plane=spots.plane_remove_spots,
+        memory=spots.memory_remove_spots,
     ),
     "detect_spots": Op(
         knn.detect_spots,
@@ -85,6 +103,7 @@ OPS: dict[str, Op] = {
         halo=knn.halo_detect_spots,
         mask=True,
         plane=knn.plane_detect_spots,
+        memory=knn.memory_detect_spots,
     ),
     "segment_unet": Op(
         segment.segment_unet,
@@ -92,12 +111,21 @@ OPS: dict[str, Op] = {
         describe=segment.describe_segment_unet,
         halo=segment.halo_segment_unet,
         grid=segment.grid_segment_unet,
+        memory=segment.memory_segment_unet,
     ),
     "normalize": Op(
-        correct.normalize, fit=correct.fit_normalize, check=correct.check_normalize, describe=correct.describe_normalize
+        correct.normalize,
+        fit=correct.fit_normalize,
+        check=correct.check_normalize,
+        describe=correct.describe_normalize,
+        memory=correct.memory_normalize,
     ),
     "scale_spectra": Op(
-        correct.scale_spectra, check=correct.check_scale_spectra, describe=correct.describe_scale_spectra, whole=TOF
+        correct.scale_spectra,
+        check=correct.check_scale_spectra,
+        describe=correct.describe_scale_spectra,
+        whole=TOF,
+        memory=correct.memory_scale_spectra,
     ),
-    "kmeans": Op(None, fit=kmeans.fit_kmeans, check=kmeans.check_kmeans, whole=TOF),
+    "kmeans": Op(None, fit=kmeans.fit_kmeans, check=kmeans.check_kmeans, whole=TOF, memory=kmeans.memory_kmeans),
 }

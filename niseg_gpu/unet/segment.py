@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Le
 
+from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
 from niseg_gpu.stack import NamesFile
@@ -110,3 +111,11 @@ def halo_segment_unet(*, model: UNetModel, **_: Any) -> tuple[int, int]:
 def grid_segment_unet(*, model: UNetModel, **_: Any) -> tuple[int, int]:
     """What blocks must start at multiples of."""
     return (model.config.grid if model.config.spatial_dims == 3 else 1), model.config.grid
+
+
+def memory_segment_unet(info: Any, *, backend: Any, model: UNetModel, **options: Any) -> Work:
+    """What it holds: each block its channels and result; the network, compiled for that, works on one at a time."""
+    from niseg_gpu.unet.predict import plan_memory
+
+    held = plan_memory(backend.xp.zeros(info.shape, dtype=info.dtype), model, result=options.get("result", "labels"))
+    return Work(held.volume + held.result, held.weights + held.tile + held.network)

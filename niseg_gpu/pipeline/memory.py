@@ -1,0 +1,190 @@
+"""What a run holds in memory: arithmetic over shapes, dtypes and steps, with no array in sight.
+
+A run has phases: the blocks, the step that ends the pipeline, the report. What the allocator keeps of the blocks that
+are done with counts in the later ones too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from niseg_gpu.chunks import Region, widen
+from niseg_gpu.kmeans.extras import count_extras
+from niseg_gpu.kmeans.table import choose_dtype
+from niseg_gpu.pipeline.blocks import halo_of, lie_beside
+from niseg_gpu.pipeline.planes import PIXELS
+from niseg_gpu.stack import StackInfo, dtype_for_steps
+
+PIECE = 32 * 2**20  # bytes; what is larger glibc gives back to the system once it is freed
+SPARE, SPARE_LARGE = 1.3, 1.1  # times the arrays of a block, small or large: memory that threads cut up and keep
+KEPT = 0.4  # of that is still there when the report is drawn
+PAGE, PAGE_WITH_FRAMES, PLANE = 40_000_000, 140_000_000, 52_000_000  # bytes: pictures are of one size for all data
+LITTLE = 25_000_000  # bytes: objects, and what threads' own stores keep of small things
+FRAME = 20  # bytes a pixel of a frame: the sums of image, spots and mean image
+FRAME_WRITTEN = 36  # the same with their means, on their way to the disk
+CODED = 2  # copies of a block that is written: in the order of its chunk, and compressed
+
+
+class Way(NamedTuple):
+    """Bytes of one block on its way through the steps.
+
+    Attributes
+    ----------
+    raw : int
+        As it was read, with the blocks of open beam and dark current beside it; held until the block is done.
+    steps : tuple of int
+        At the peak of each step, besides `raw`.
+    left : int
+        At the end: the result with its border, and the masks.
+    once : int
+        What a step holds once for all blocks.
+    largest : int
+        Of its arrays.
+    """
+
+    raw: int
+    steps: tuple[int, ...]
+    left: int
+    once: int
+    largest: int
+
+    @property
+    def peak(self) -> int:
+        return self.raw + max((*self.steps, self.left))
+
+
+def follow_block(stack: Any, stages: Sequence[Any], region: Region, *, backend: Any) -> Way:
+    """Add up what one block needs, with its border and its references.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray or StackInfo
+        As it is read.
+    stages : sequence of Stage
+    region : tuple of slice
+        The block's own part.
+    backend : Cpu or Gpu
+    """
+    return _follow(stack, stages, widen(region, stack.shape, halo=halo_of(stages)), backend)
+
+
+def _follow(stack: Any, stages: Sequence[Any], wide: Region, backend: Any) -> Way:
+    def cut(shape: Sequence[int]) -> tuple[int, ...]:
+        """The block's part of a stack after some step; an axis that no block splits may have another length there."""
+        whole = [s.stop - s.start == n for s, n in zip(wide, stack.shape, strict=True)]
+        return tuple(n if w else s.stop - s.start for s, n, w in zip(wide, shape, whole, strict=True))
+
+    info = StackInfo(tuple(map(str, stack.dims)), cut(stack.shape), dtype_for_steps(stack.dtype))
+    raw = math.prod(info.shape) * stack.dtype.itemsize
+    once, largest, aside, peaks = 0, raw, 0, [0]
+    for value in (value for stage in stages for value in stage.state.values() if hasattr(value, "stages")):
+        way = _follow(value.raw, value.stages, lie_beside(wide, stack.shape, of=value.raw.shape), backend)
+        peaks.append(aside + way.peak - way.raw)
+        raw, aside, once, largest = raw + way.raw, aside + way.left, max(once, way.once), max(largest, way.largest)
+    held = 0 if info.dtype == stack.dtype and not backend.has_bus else _nbytes(info)  # 0: what was read itself
+    steps, masks = [], 0
+    for stage in stages:
+        work = stage.op.memory(info, backend=backend, **stage.state)
+        steps.append(max(aside + held + masks + work.each, *peaks))
+        info, once = stage.info.with_(shape=cut(stage.info.shape)), max(once, work.once)
+        masks += math.prod(info.shape) if stage.op.mask else 0
+        held = _nbytes(info) if work.each else held
+        largest = max(largest, held)
+    return Way(raw, tuple(steps), held + masks, once, largest)
+
+
+def count_host(
+    image: StackInfo,
+    way: Way,
+    *,
+    at_once: int,
+    base: int,
+    last: tuple[Any, Mapping[str, Any]] | None,
+    mapped: int = 0,
+    written: int = 0,
+    n_planes: int,
+    pictures_frames: bool,
+    backend: Any,
+    fetched: bool = False,
+) -> dict[str, dict[str, int]]:
+    """Bytes of the host's memory by phase and what they are for.
+
+    Parameters
+    ----------
+    image : StackInfo
+        After the block-wise steps.
+    way : Way
+        Of the largest block.
+    at_once : int
+        Blocks that are worked on at once.
+    base : int
+        What the process holds with its libraries loaded.
+    mapped : int
+        Files that it maps into its memory; the system takes that back where it runs short.
+    last : (Op, parameters), optional
+        The step that ends the pipeline.
+    written : int
+        Of the largest part of a block that is kept on disk.
+    n_planes : int
+        Steps whose pixels are sampled for the report, to be counted in a plane.
+    pictures_frames : bool
+        Whether the report shows some frames of the result.
+    backend : Cpu or Gpu
+    fetched : bool
+        Whether the table is the host's, whatever the device.
+    """
+    on_host = not backend.has_bus
+    arrays = max(way.peak if on_host else way.raw, (way.left if on_host else written) + CODED * written)
+    blocks = int((SPARE if way.largest <= PIECE else SPARE_LARGE) * arrays * at_once) + (way.once if on_host else 0)
+    frame = math.prod(image.shape[-2:])
+    shared = {
+        "process and libraries": base + LITTLE,
+        "files mapped": mapped,
+        "sums and samples": FRAME * frame + 8 * n_planes * min(PIXELS, math.prod(image.shape)),
+    }
+    table, more = _count_last(image, last, backend=backend) if last and (on_host or fetched) else (0, 0)
+    page = PAGE_WITH_FRAMES if pictures_frames else PAGE
+    left = blocks if way.largest <= PIECE else 0
+    phases = {"blocks": {**shared, "blocks in flight": blocks, "table of spectra": table}}
+    if last:
+        phases["last step"] = {**shared, "kept of the blocks": left, "table of spectra": table, "its own arrays": more}
+    phases["report"] = {
+        **shared,
+        "kept of the blocks": int(KEPT * left),
+        "pictures": max(page, PLANE if n_planes else 0),
+    }
+    phases["report"]["sums and samples"] += (FRAME_WRITTEN - FRAME) * frame
+    return phases
+
+
+def count_device(
+    image: StackInfo, way: Way, *, at_once: int, last: tuple[Any, Mapping[str, Any]] | None, backend: Any
+) -> dict[str, dict[str, int]]:
+    """Bytes of the memory of a device of its own, likewise; its context and its libraries' code are not in them."""
+    table, more = _count_last(image, last, backend=backend) if last else (0, 0)
+    blocks = at_once * max((*way.steps, way.left)) + way.once
+    phases = {"blocks": {"blocks in flight": blocks, "table of spectra": table}}
+    if last:
+        phases["last step"] = {"table of spectra": table, "its own arrays": more}
+    return phases
+
+
+def find_peak(phases: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
+    """The phase that needs most, and how much."""
+    sums = {name: sum(parts.values()) for name, parts in phases.items()}
+    name = max(sums, key=sums.__getitem__)
+    return name, sums[name]
+
+
+def _count_last(image: StackInfo, last: tuple[Any, Mapping[str, Any]], *, backend: Any) -> tuple[int, int]:
+    op, parameters = last
+    extras = count_extras(parameters.get("features"), parameters.get("images"))
+    itemsize, bins = choose_dtype(image.dtype, extras=extras).itemsize, image.sizes.get("tof", 1)
+    pixels = math.prod(image.shape) // bins
+    return pixels * ((bins + extras) * itemsize + 1), op.memory(image, backend=backend, **parameters).once
+
+
+def _nbytes(info: StackInfo) -> int:
+    return math.prod(info.shape) * info.dtype.itemsize
