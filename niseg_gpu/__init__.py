@@ -37,6 +37,7 @@ _HOMES = {
     "open_workers": "niseg_gpu.pipeline.workers",
     "overlap_correct": "niseg_gpu.correct",
     "parse_pipeline": "niseg_gpu.pipeline.parse",
+    "plan_pipeline": "niseg_gpu.pipeline.planner",
     "predict_knn": "niseg_gpu.knn",
     "predict_unet": "niseg_gpu.unet.predict",
     "read_pipeline": "niseg_gpu.pipeline.parse",

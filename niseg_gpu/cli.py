@@ -21,6 +21,7 @@ from niseg_gpu.cli_bench import add_bench
 from niseg_gpu.cli_knn import add_knn
 from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
 from niseg_gpu.cli_output import NOBODY_READS, drop_unwritten, flush_output, is_output_closed, show_any_name
+from niseg_gpu.cli_plan import add_plan
 from niseg_gpu.cli_simulate import add_simulate
 from niseg_gpu.cli_unet import add_unet
 from niseg_gpu.errors import UserError, suggest
@@ -107,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     check = add_command(commands, "check", _check, "Check a pipeline: everything that can be known without computing.")
     check.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
     _add_run_options(check)
+    add_plan(commands, add_options=_add_run_options, read=_read)
 
     demo = add_command(commands, "demo", _demo, "Simulate a time-of-flight run and segment it.")
     demo.add_argument("--out", default="niseg-demo", help="folder to make (default: niseg-demo)")

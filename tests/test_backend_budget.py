@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from niseg_gpu import xla
-from niseg_gpu.backend import CPU, Gpu
+from niseg_gpu.backend import CPU, Gpu, count_memory_limit
 from niseg_gpu.backend.budget import Budget
 from niseg_gpu.pipeline import info
 from niseg_gpu.unet.config import spot_config
@@ -182,3 +182,7 @@ def test_on_a_gpu(backend) -> None:
     budget = backend.read_budget()
     assert budget.networks >= there.nbytes and budget.networks <= budget.networks_most <= budget.total
     assert 0 < backend.free_bytes() <= budget.total and 0 < backend.count_memory() <= budget.total
+
+
+def test_a_limit_of_the_process_counts_as_the_machines_memory() -> None:
+    assert 0 < count_memory_limit() <= CPU.count_memory()

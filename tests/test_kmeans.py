@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from niseg_gpu.backend import CPU, Cpu
 from niseg_gpu.errors import UserError
 from niseg_gpu.kmeans.step import fit_kmeans
-from niseg_gpu.kmeans.table import PixelTable
+from niseg_gpu.kmeans.table import PixelTable, number_pixels
 
 
 def clustered_stack(*, features: int = 12, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
@@ -201,3 +201,13 @@ def test_threads_are_not_seen_in_the_result() -> None:
     stack = clustered_stack(height=90, width=70)
     found = [fit_kmeans(table_of(stack, cuts=(0, 90)), workers, n_clusters=5) for workers in (1, 2, 4)]
     assert len({(f.labels.tobytes(), f.centroids.tobytes(), f.spectra.tobytes(), f.inertia) for f in found}) == 1
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.data())
+def test_pixels_are_numbered_as_in_the_flat_map(map_shape: list[int], data) -> None:
+    where = tuple(slice(a := data.draw(st.integers(0, n - 1)), data.draw(st.integers(a + 1, n))) for n in map_shape)
+    expected = np.arange(np.prod(map_shape)).reshape(map_shape)[where].ravel()
+    found = number_pixels(where, tuple(map_shape))
+    flat = np.arange(np.prod(map_shape))[found]
+    np.testing.assert_array_equal(flat, expected)
+    assert isinstance(found, slice) or expected[-1] - expected[0] + 1 > len(expected), "one run is a slice"

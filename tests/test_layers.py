@@ -51,6 +51,7 @@ LAYERS = {
     "cli_output": 5,
     "cli_bench": 5,
     "cli_knn": 5,
+    "cli_plan": 5,
     "cli_simulate": 5,
     "cli_unet": 5,
     "cli": 5,

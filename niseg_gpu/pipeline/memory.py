@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from niseg_gpu.chunks import Region, widen
+from niseg_gpu.io.zarr import MAX_CHUNK_BYTES
 from niseg_gpu.kmeans.extras import count_extras
 from niseg_gpu.kmeans.table import choose_dtype
 from niseg_gpu.pipeline.blocks import halo_of, lie_beside
@@ -19,8 +20,9 @@ from niseg_gpu.stack import StackInfo, dtype_for_steps
 
 PIECE = 32 * 2**20  # bytes; what is larger glibc gives back to the system once it is freed
 SPARE, SPARE_LARGE = 1.3, 1.1  # times the arrays of a block, small or large: memory that threads cut up and keep
+DECODED = 1.6  # chunks that each thread of Zarr's may keep, which all take turns, however few are needed
 KEPT = 0.4  # of that is still there when the report is drawn
-PAGE, PAGE_WITH_FRAMES, PLANE = 40_000_000, 140_000_000, 52_000_000  # bytes: pictures are of one size for all data
+PAGE, PAGE_WITH_FRAMES, PLANE = 40_000_000, 75_000_000, 52_000_000  # bytes: pictures are of one size for all data
 LITTLE = 25_000_000  # bytes: objects, and what threads' own stores keep of small things
 FRAME = 20  # bytes a pixel of a frame: the sums of image, spots and mean image
 FRAME_WRITTEN = 36  # the same with their means, on their way to the disk
@@ -106,6 +108,7 @@ def count_host(
     written: int = 0,
     n_planes: int,
     pictures_frames: bool,
+    decoders: int,
     backend: Any,
     fetched: bool = False,
 ) -> dict[str, dict[str, int]]:
@@ -131,6 +134,8 @@ def count_host(
         Steps whose pixels are sampled for the report, to be counted in a plane.
     pictures_frames : bool
         Whether the report shows some frames of the result.
+    decoders : int
+        Threads that read them.
     backend : Cpu or Gpu
     fetched : bool
         Whether the table is the host's, whatever the device.
@@ -145,7 +150,9 @@ def count_host(
         "sums and samples": FRAME * frame + 8 * n_planes * min(PIXELS, math.prod(image.shape)),
     }
     table, more = _count_last(image, last, backend=backend) if last and (on_host or fetched) else (0, 0)
-    page = PAGE_WITH_FRAMES if pictures_frames else PAGE
+    page = PAGE
+    if pictures_frames:
+        page = PAGE_WITH_FRAMES + int(DECODED * decoders * min(written, MAX_CHUNK_BYTES))
     left = blocks if way.largest <= PIECE else 0
     phases = {"blocks": {**shared, "blocks in flight": blocks, "table of spectra": table}}
     if last:

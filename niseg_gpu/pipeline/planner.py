@@ -1,0 +1,198 @@
+"""Making a plan: a few blocks are tried, and the rest is computed from shapes, dtypes and steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from niseg_gpu.backend import CPU, count_cores, count_memory_limit
+from niseg_gpu.chunks import Region, widen
+from niseg_gpu.pipeline.blocks import PARTS, cut_blocks, halo_of
+from niseg_gpu.pipeline.engine import Stage
+from niseg_gpu.pipeline.memory import count_device, count_host, find_peak, follow_block
+from niseg_gpu.pipeline.parse import Pipeline
+from niseg_gpu.pipeline.plan import BlockPlan, Disk, Plan, Room, Seconds, StepPlan, find_problems
+from niseg_gpu.pipeline.run import Session, open_session
+from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.pipeline.trial import Trial, fit_for_trial, load_report, measure_base_memory, run_trial
+from niseg_gpu.stack import StackInfo
+
+REPORT_BYTES = 10_000_000  # on disk: the page, pictures, small arrays
+MAPPED = (".npy", ".npz")  # files whose pages, or whose values, stay in this process
+
+
+def plan_pipeline(pipeline: Pipeline) -> Plan:
+    """Find out what a run of a pipeline will need.
+
+    A few blocks of the input are read and taken through the steps, with their results in memory; nothing is written.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    UserError
+        What `check` would refuse, and what the blocks tried hold that a run would refuse.
+    """
+    session = open_session(pipeline, reading=False)
+    load_report()
+    stages = fit_for_trial(session)
+    whole = OPS[session.last_step.name].whole if session.last_step else frozenset()
+    regions = cut_blocks(session.inputs.sample, stages, whole=whole, parts=PARTS * session.workers)
+    trial = run_trial(session, stages, regions)
+    return make_plan(session, stages, regions, trial, base=measure_base_memory())
+
+
+def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Region], trial: Trial, *, base: int) -> Plan:
+    """Put a plan together from what is known of the stacks and what a trial has measured.
+
+    Parameters
+    ----------
+    session : Session
+    stages : sequence of Stage
+        Of the block-wise steps, fitted.
+    regions : sequence of tuple of slice
+        The blocks.
+    trial : Trial
+    base : int
+        Bytes that a process holds with all libraries loaded.
+    """
+    sample, backend = session.inputs.sample, session.engine.backend
+    infos = [StackInfo.for_steps(sample), *(stage.info for stage in stages)]
+    image, halo = infos[-1], halo_of(stages)
+    region = max(regions, key=lambda r: math.prod(_lengths(widen(r, sample.shape, halo=halo))))
+    way = follow_block(sample, stages, region, backend=backend)
+    at_once = min(session.workers, len(regions))
+    last = (OPS[session.last_step.name], session.last_step.parameters) if session.last_step else None
+    seconds = estimate_seconds(session, regions, trial)
+    disk = _plan_disk(session, stages, trial)
+    inputs = [stack for stack in (sample, *session.inputs.references.values()) if stack is not None]
+    mapped = sum(s.nbytes for s in inputs if str((s.attrs.get("files") or [""])[0]).lower().endswith(MAPPED))
+    host = count_host(
+        image,
+        way,
+        at_once=at_once,
+        base=base,
+        mapped=mapped,
+        last=last,
+        written=max([n // len(regions) for name, n in disk.arrays.items() if name in ("image", "spots")], default=0),
+        n_planes=sum(stage.op.plane is not None and stage.op.plane(**stage.state) is not None for stage in stages),
+        pictures_frames="image" in disk.arrays and "tof" not in image.dims,
+        decoders=min(32, (os.cpu_count() or 1) + 4),  # as the standard library has them
+        backend=backend,
+        fetched=session.pipeline.compute.cluster is not None,
+    )
+    room = Room(host, find_peak(host)[1], count_memory_limit(), min(CPU.read_budget().free, count_memory_limit()))
+    gpu = None
+    if backend.has_bus:
+        device, budget = count_device(image, way, at_once=at_once, last=last, backend=backend), backend.read_budget()
+        gpu = Room(device, find_peak(device)[1], budget.total, budget.for_arrays)
+    return Plan(
+        session.inputs.nbytes,
+        tuple(_plan_steps(session, stages, trial, seconds, [way.raw, *(way.raw + n for n in way.steps)])),
+        BlockPlan(len(regions), _lengths(region), _lengths(widen(region, sample.shape, halo=halo)), at_once),
+        backend.name,
+        session.reason,
+        room,
+        gpu,
+        disk,
+        seconds,
+        tuple(find_problems(room, gpu, disk, workers=at_once, mapped=mapped)),
+    )
+
+
+def _lengths(region: Region) -> tuple[int, ...]:
+    return tuple(part.stop - part.start for part in region)
+
+
+def estimate_seconds(session: Session, regions: Sequence[Region], trial: Trial) -> Seconds:
+    """Scale what the trial took to the whole input."""
+    n, sample = len(regions), session.inputs.sample
+    at_once = trial.blocks if session.engine.backend.threads == 1 else min(session.workers, n, count_cores())
+    blocks, again = trial.seconds * n / at_once, 0.0
+    for step in session.local_steps:
+        if step.name == "normalize":
+            frames = [s for s in session.inputs.references.values() if s is not None and "tof" not in s.dims]
+            again += sum(stack.nbytes for stack in frames) / sample.nbytes
+            roi = step.parameters["dose_roi"]
+            cut_in_rows = n > 1 and regions[0][0] == regions[1][0]
+            again += 0 if roi is None else (roi[3] - roi[1]) / sample.sizes["y"] if cut_in_rows else 1
+    writing = blocks * trial.steps.get("write", 0.0) / max(sum(trial.steps.values()), 1e-9)
+    found = Seconds(again * (blocks - writing), blocks, writing)
+    if session.last_step is None or trial.last is None:
+        return found
+    last, parameters = trial.last, session.last_step.parameters
+    bins = session.engine.fit(sample, session.local_steps, reading=False, **session.inputs.references)
+    info = bins[-1].info if bins else StackInfo.for_steps(sample)
+    pixels = math.prod(info.shape) // info.sizes.get("tof", 1)
+    numbers = parameters["n_clusters"] if isinstance(parameters["n_clusters"], list) else [parameters["n_clusters"]]
+    more, drawn = pixels / last.pixels, parameters["init_sample"]
+    of_sample = more if drawn is None else min(drawn, pixels) / min(drawn, last.pixels)
+    start = len(numbers) * (last.measure_s * more + last.draw_s * of_sample)
+    iteration = last.pass_s * more * sum(numbers) / max(numbers)
+    starts = parameters["n_init"] if drawn is None and isinstance(parameters["init"], str) else 1
+    return Seconds(found.before, blocks, writing, start, iteration, parameters["max_iter"] * starts)
+
+
+def _plan_steps(
+    session: Session, stages: Sequence[Stage], trial: Trial, seconds: Seconds, held: Sequence[int]
+) -> list[StepPlan]:
+    sample, took = StackInfo.of(session.inputs.sample), sum(trial.steps.values())
+    names = [stage.name for stage in stages]
+
+    def share(name: str) -> float:
+        return seconds.blocks * trial.steps.get(name, 0.0) / max(took, 1e-9) / max(names.count(name), 1)
+
+    rows = [
+        StepPlan("input", sample.dims, sample.shape, str(sample.dtype), sample.quantity, (0, 0), held[0], share("read"))
+    ]
+    for stage, nbytes in zip(stages, held[1:], strict=True):
+        info, halo = stage.info, halo_of([stage])
+        about = (info.dims, info.shape, str(info.dtype), info.quantity)
+        rows.append(StepPlan(stage.name, *about, halo, nbytes, share(stage.name)))
+    if session.last_step is not None:
+        last = rows[-1]
+        dims = tuple(d for d in last.dims if d != "tof")
+        shape = tuple(n for d, n in zip(last.dims, last.shape, strict=True) if d != "tof")
+        most = seconds.last_start + seconds.iterations * seconds.last_iteration
+        rows.append(
+            StepPlan(session.last_step.name, dims, shape, "uint8", "labels", (0, 0), 0, most if trial.last else None)
+        )
+    return rows
+
+
+def _plan_disk(session: Session, stages: Sequence[Stage], trial: Trial) -> Disk:
+    """Bytes of what `write_results` keeps; the trial's compression is that of the stacks."""
+    kept = session.pipeline.output.arrays
+    infos = [StackInfo.for_steps(session.inputs.sample), *(stage.info for stage in stages)]
+    image, arrays = infos[-1], {}
+    if "image" in kept:
+        arrays["image"] = math.prod(image.shape) * image.dtype.itemsize
+    masks = [math.prod(stage.info.shape) for stage in stages if stage.op.mask]
+    if "spots" in kept and masks:
+        arrays["spots"] = sum(masks)
+    stacks = sum(arrays.values())
+    frame = math.prod(image.shape[-2:])
+    arrays["mean_image, spot_count"] = frame * (8 if masks else 4)
+    if session.last_step is not None:
+        bins = image.sizes.get("tof", 1)
+        numbers = session.last_step.parameters["n_clusters"]
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+        if "labels" in kept:
+            arrays["labels"] = sum((1 if k < 255 else 2) * math.prod(image.shape) // bins for k in numbers)
+        if "spectra" in kept:
+            arrays["spectra"] = 12 * sum(numbers) * bins
+    arrays["report"] = REPORT_BYTES
+    most = sum(arrays.values())
+    folder = Path(session.pipeline.output.path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return Disk(arrays, most, int(most - stacks * (1 - trial.stored)), shutil.disk_usage(folder).free)
