@@ -23,7 +23,7 @@ from niseg_gpu.simulate.tof import simulate_tof
 from niseg_gpu.unet.folder import UNetModel
 
 ROOT = Path(__file__).parents[1]
-GB = 10**9
+GB, RUNS = 10**9, 3
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,10 @@ def pipeline_of(data: Path, out: Path, case: str) -> dict:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of one process")
 @pytest.mark.parametrize("case", ["spectra", "normalized", "frames cleaned", "frames clustered"])
 def test_a_run_takes_the_memory_and_disk_that_were_planned(data: Path, tmp_path: Path, case: str) -> None:
-    """Each in a process of its own, as from a shell; the kernels are compiled before, as they are once a machine."""
+    """Each in a process of its own, as from a shell; the kernels are compiled before, as they are once a machine.
+
+    What a run takes varies by a tenth with the turns of its threads: a plan is for the one that takes most.
+    """
     out, file = tmp_path / "out", tmp_path / "pipeline.json"
     mapping = pipeline_of(data, out, case)
     file.write_text(json.dumps(mapping))
@@ -66,8 +69,11 @@ def test_a_run_takes_the_memory_and_disk_that_were_planned(data: Path, tmp_path:
 
     planned = json.loads(call("plan", str(file), "--json"))
     assert not out.exists() and planned["problems"] == []
-    call("run", str(file), "--quiet")
-    measured = json.loads((out / "run.json").read_text())["peak_memory_gb"] * GB
+    peaks = []
+    for _ in range(RUNS):
+        call("run", str(file), "--quiet", "--overwrite")
+        peaks.append(json.loads((out / "run.json").read_text())["peak_memory_gb"] * GB)
+    measured = max(peaks)
     told = {name: round(sum(parts.values()) / 1e6) for name, parts in planned["host"]["phases"].items()}
     assert 0.8 <= measured / planned["host"]["peak"] <= 1, (measured, told)
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -20,7 +20,7 @@ from niseg_gpu.stack import StackInfo, dtype_for_steps
 
 PIECE = 32 * 2**20  # bytes; what is larger glibc gives back to the system once it is freed
 SPARE, SPARE_LARGE = 1.3, 1.1  # times the arrays of a block, small or large: memory that threads cut up and keep
-DECODED = 1.6  # chunks that each thread of Zarr's may keep, which all take turns, however few are needed
+DECODED = 1.9  # chunks that each thread of Zarr's may keep, which all take turns, however few are needed
 KEPT = 0.4  # of that is still there when the report is drawn
 PAGE, PAGE_WITH_FRAMES, PLANE = 40_000_000, 75_000_000, 52_000_000  # bytes: pictures are of one size for all data
 LITTLE = 25_000_000  # bytes: objects, and what threads' own stores keep of small things
