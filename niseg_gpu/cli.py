@@ -1,7 +1,8 @@
 """The command line: arguments in, one call, one exit status out.
 
-Exit status: 0 done; 2 the user must mend something (one line); 1 a fault of ours; 130 interrupted; 141 nobody reads
-the output any more, as behind ``| head`` (what a shell shows for SIGPIPE, and git and the coreutils end with).
+Exit status: 0 done; 2 the user must mend something (one line); 1 a fault of ours; 130 interrupted; 143 told to end
+by SIGTERM, as batch systems do; 141 nobody reads the output any more, as behind ``| head`` (what a shell shows for
+SIGPIPE, and git and the coreutils end with).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from niseg_gpu.cli_knn import add_knn
 from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
 from niseg_gpu.cli_output import NOBODY_READS, drop_unwritten, flush_output, is_output_closed, show_any_name
 from niseg_gpu.cli_plan import add_plan
+from niseg_gpu.cli_signals import INTERRUPTED, TERMINATED, Terminated, ending_on_request
 from niseg_gpu.cli_simulate import add_simulate
 from niseg_gpu.cli_unet import add_unet
 from niseg_gpu.errors import UserError, suggest
@@ -63,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             options = build_parser().parse_args(argv)
             _set_up_logging(options)
-            status = options.run(options) or 0
+            with ending_on_request():
+                status = options.run(options) or 0
         except SystemExit as ended:  # of --help and --version
             status = int(ended.code or 0)
         flush_output()
@@ -74,9 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         complaint, status = _with_notes(complaint, error), 2
     except KeyboardInterrupt as error:
         advice = getattr(options, "when_interrupted", "run the same command again")
-        kept = _with_notes("interrupted", error)
-        untold = f"interrupted; nothing was left under a final name, {advice}"
-        complaint, status = untold if kept == "interrupted" else kept, 130
+        ended = isinstance(error, Terminated)
+        what, status = ("ended by SIGTERM", TERMINATED) if ended else ("interrupted", INTERRUPTED)
+        kept = _with_notes(what, error)
+        complaint = kept if kept != what else f"{what}; nothing was left under a final name, {advice}"
     except Exception as error:
         if isinstance(error, BrokenPipeError) and is_output_closed():
             status = NOBODY_READS

@@ -49,6 +49,7 @@ LAYERS = {
     "pipeline": 4,
     "cli_options": 5,
     "cli_output": 5,
+    "cli_signals": 5,
     "cli_bench": 5,
     "cli_knn": 5,
     "cli_plan": 5,

@@ -281,3 +281,31 @@ def test_a_broken_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"checkpoint.npz is broken .*; begin anew with --overwrite"):
         run(mapping, resume=True)
+
+
+def test_a_batch_system_that_ends_a_run_is_told_what_is_kept(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(describe(data, tmp_path / "out", FRAMES)))
+    program = (
+        "import os, signal, time\n"
+        "from niseg_gpu.cli import main\n"
+        "from niseg_gpu.pipeline import ledger\n"
+        "ledger.SAVE_EVERY_S, note, sent = 0, ledger.Ledger.note_write, []\n"
+        "def note_write(self, region):\n"
+        "    note(self, region)\n"
+        "    if len(self.done) >= 3 and not sent:\n"
+        "        sent.append(os.kill(os.getpid(), signal.SIGTERM))\n"
+        "        time.sleep(1)  # the main thread is told meanwhile\n"
+        "ledger.Ledger.note_write = note_write\n"
+        f"main(['run', {str(tmp_path / 'p.json')!r}, '--quiet'])\n"
+    )
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 143
+    assert re.fullmatch(
+        r"niseg-gpu: ended by SIGTERM; [3-9] of \d+ blocks are done and kept; the same command with --resume goes on "
+        r"after them\n",
+        ended.stderr,
+    )
