@@ -77,7 +77,9 @@ class Checkpoint:
                 arrays = {name: stored[name] for name in stored.files}
             about = json.loads(arrays.pop("about").tobytes())
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path} is broken ({error}); begin anew with --overwrite") from error
+            raise UserError(
+                f"{self.path} is broken (no checkpoint can be read from it); begin anew with --overwrite"
+            ) from error
         return about, arrays
 
     def _check(self, about: Mapping[str, Any], frames: int) -> None:

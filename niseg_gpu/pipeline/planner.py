@@ -45,8 +45,7 @@ def plan_pipeline(pipeline: Pipeline) -> Plan:
     session = open_session(pipeline, reading=False)
     load_report()
     stages = fit_for_trial(session)
-    whole = OPS[session.last_step.name].whole if session.last_step else frozenset()
-    regions = cut_blocks(session.inputs.sample, stages, whole=whole, parts=PARTS * session.workers)
+    regions = cut_blocks(session.inputs.sample, stages, whole=session.whole, parts=PARTS * session.workers)
     trial = run_trial(session, stages, regions)
     return make_plan(session, stages, regions, trial, base=measure_base_memory())
 

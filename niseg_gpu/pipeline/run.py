@@ -72,11 +72,15 @@ class Session:
         ends = [s for s in self.pipeline.steps if OPS[s.name].apply is None]
         return ends[0] if ends else None
 
+    @property
+    def whole(self) -> frozenset[str]:
+        """Axes that the last step lets no block split."""
+        return OPS[self.last_step.name].whole if self.last_step else frozenset()
+
     def apply(self, *, ledger: Ledger | None = None) -> Applied:
         """Apply the block-wise steps to the inputs, in blocks that the last step can use."""
-        whole = OPS[self.last_step.name].whole if self.last_step else frozenset()
         references = self.inputs.references
-        return self.engine.apply(self.inputs.sample, self.local_steps, whole=whole, ledger=ledger, **references)
+        return self.engine.apply(self.inputs.sample, self.local_steps, whole=self.whole, ledger=ledger, **references)
 
 
 def open_session(pipeline: Pipeline, *, client: Any = None, reading: bool = True) -> Session:

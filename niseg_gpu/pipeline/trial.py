@@ -24,7 +24,6 @@ from niseg_gpu.pipeline.clock import measure_peak_memory
 from niseg_gpu.pipeline.engine import Applied, Stage
 from niseg_gpu.pipeline.ledger import Ledger
 from niseg_gpu.pipeline.run import Session
-from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.pipeline.store import WALL, store_blocks
 from niseg_gpu.threads import use_threads
 
@@ -110,9 +109,8 @@ def _take_blocks(session: Session, stages: Sequence[Stage], regions: Sequence[Re
     from zarr.storage import MemoryStore
 
     sample, before = session.inputs.sample, dict(session.clock.seconds)
-    whole = OPS[session.last_step.name].whole if session.last_step else frozenset()
     ledger = Ledger(session.engine.backend, session.clock)
-    applied = session.engine.map_stages(sample, stages, whole=whole, ledger=ledger)
+    applied = session.engine.map_stages(sample, stages, whole=session.whole, ledger=ledger)
     lengths = [part.stop for part in regions[-1]]
     axis = next((i for i, n in enumerate(sample.shape) if lengths[i] < n), 0) - sample.ndim
 
