@@ -261,11 +261,16 @@ def _expose_all(exposures: list[Exposure], *, workers: int | None, **options: An
     """Simulate every window of every exposure, side by side: only bins of one window depend on one another."""
     workers = workers or count_cores()
     stop = threading.Event()
+
+    def expose(exposure: Exposure, window: int) -> WindowCounts:
+        try:
+            return expose_window(exposure, window, stop=stop, **options)
+        except BaseException:
+            stop.set()  # at once: on a busy machine the others are done before anybody is told
+            raise
+
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            [pool.submit(expose_window, e, w, stop=stop, **options) for w in range(len(e.n_triggers))]
-            for e in exposures
-        ]
+        jobs = [[pool.submit(expose, e, w) for w in range(len(e.n_triggers))] for e in exposures]
         try:
             for job in as_completed([job for row in jobs for job in row]):
                 job.result()
