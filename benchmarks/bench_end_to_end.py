@@ -39,6 +39,7 @@ class Labels:
     warm_up = False
     devices = ("cpu", "gpu")
     on_host = ("plain",)
+    own_process = True
     bins, keep_image, cold = 916, False, False
 
     def setup(self, size: str) -> None:

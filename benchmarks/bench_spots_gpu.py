@@ -35,6 +35,7 @@ class _OnDevice:
     included = "in the GPU's memory; no transfer, no compiling; events around 10 calls"
     warm_up = True
     devices, on_host = ("gpu",), ("cpu",)
+    copies = ("copy",)
     peers = {"cupyx": "cupyx", "httomolibgpu": "httomolibgpu"}
     why_not = staticmethod(why_no_gpu)
 

@@ -7,6 +7,8 @@ A GPU is told what to do and works on by itself. A clock that is read without wa
 - one after which the device went on working, on whatever stream,
 - one that ran on the CPU: its output does not lie on the GPU, and no room for as much was asked for there,
 - and a row of the CPU that ran on the GPU.
+
+What the CPU worked out and sent there is found by `held`, whose `Hold` begins and ends with what is measured here.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from niseg_gpu.backend import GPU
+
+from . import held
 
 LATE_SHARE, LATE_S = 0.05, 1e-3  # of the seconds, and at least, that a wait may take when nothing is under way
 
@@ -63,9 +67,14 @@ class Host:
     """The CPU: what it was told is done when the call returns."""
 
     name = "cpu"
+    hold: Any = None  # what holds the device up while something is measured, the next time that it is
 
     def wait(self) -> None:
         """Nothing is under way."""
+
+    def why_not_held(self, seconds: float) -> str:
+        """Why nothing that takes so many seconds can be held up, or nothing."""
+        return "the cpu is not held up"
 
     def count_held(self) -> int:
         """Bytes of a GPU's memory that somebody holds."""
@@ -100,6 +109,14 @@ class Cuda(Host):
         """Wait for all streams, those of other libraries too."""
         GPU.xp.cuda.Device().synchronize()
 
+    def why_not_held(self, seconds: float) -> str:
+        return held.why_not(seconds)
+
+    def hold_up(self, seconds: float) -> held.Hold:
+        """Hold up what is measured next, and takes so many seconds."""
+        self.hold = held.Hold(seconds)
+        return self.hold
+
     def count_held(self) -> int:
         free, total = GPU.xp.cuda.runtime.memGetInfo()
         return total - free
@@ -114,15 +131,29 @@ def measure_work(work: Callable[[], Any], *, device: Any) -> Ran:
     Where it gives a `Ran`, it took the time itself; how long the device went on after that is then added to it.
     """
     device.wait()
-    with device.watch() as asked:
+    with device.watch() as asked, holding(device) as wait:
         start = time.perf_counter()
         output = work()
         given = time.perf_counter()
-        device.wait()
+        wait()
         done = time.perf_counter()
     if isinstance(output, Ran):
         return replace(output, late_s=done - given)
     return Ran(output, done - start, waited=True, ran_on=find_device(output, asked))
+
+
+@contextmanager
+def holding(device: Any, *, times: int = 1) -> Iterator[Callable[[], None]]:
+    """Hold the device up inside, once, where that was asked for; gives what waits for the work."""
+    hold, device.hold = device.hold, None
+    if hold is None:
+        yield device.wait
+        return
+    hold.begin(times=times)
+    try:
+        yield hold.wait
+    finally:
+        hold.end()
 
 
 def measure_calls(work: Callable[[], Any], *, device: Any, calls: int) -> Ran:
@@ -130,7 +161,7 @@ def measure_calls(work: Callable[[], Any], *, device: Any, calls: int) -> Ran:
     cuda = GPU.xp.cuda
     work()
     device.wait()
-    with device.watch() as asked:
+    with device.watch() as asked, holding(device, times=calls):
         start, end = cuda.Event(), cuda.Event()
         start.record()
         for _ in range(calls):

@@ -187,6 +187,12 @@ def share_of_limit(least: dict[str, float], limits: dict[str, Any], *, device: s
     return {"limited_by": NAMES[name], "limit_s": needed[name], "of_limit": needed[name] / seconds}
 
 
+def take_seconds(least: dict[str, float], limits: dict[str, Any] | None, *, name: str, device: str) -> float:
+    """Seconds that one of the things asked of the machine takes there at least; 0 where that is unknown."""
+    rate = ((limits or {}).get(device) or {}).get(name)
+    return least.get(name, 0) / rate / 1e9 if rate else 0.0
+
+
 def format_limits(limits: dict[str, Any]) -> str:
     """One line of them."""
     found = [

@@ -23,6 +23,10 @@ A benchmark class has the shape that asv knows (``params``, ``param_names``, ``s
     Names of the sides that run on the CPU in any case; on a GPU the reference alone of them is run.
 ``peers``
     Names of the sides that are others' libraries, with the module that each needs.
+``copies``
+    Names of the sides that copy only: on a GPU no multiprocessor need work for them.
+``own_process``
+    Whether the sides run in processes of their own, which nobody can hold up from here, see `held`.
 
 ``least(side)``
     What the work asks of the machine, see `limits`.
@@ -46,7 +50,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from .clock import DEVICES, Ran, find_fault, is_late, measure_work
-from .limits import share_of_limit
+from .limits import share_of_limit, take_seconds
 from .memory import measure_peak
 
 MAX_REPEATS = 50
@@ -92,7 +96,7 @@ def run_benchmark(
                     yield {**_about(kind, values, side=""), "skipped": str(reason)}
                     continue
                 sides = _sides(benchmark, device, peers=peers)
-                for row in _measure(benchmark, values, seconds=seconds, sides=sides):
+                for row in _measure(benchmark, values, seconds=seconds, sides=sides, limits=limits):
                     yield row | _compare_with_limit(benchmark, row, limits) | _look_at_memory(benchmark, row, values)
                 del benchmark, sides
             gc.collect()
@@ -148,7 +152,7 @@ def _absent_peers(kind: type, values: tuple[Any, ...]) -> Iterator[dict[str, Any
 
 
 def _measure(
-    benchmark: Any, values: tuple[Any, ...], *, seconds: float, sides: dict[str, Side]
+    benchmark: Any, values: tuple[Any, ...], *, seconds: float, sides: dict[str, Side], limits: dict[str, Any] | None
 ) -> Iterator[dict[str, Any]]:
     runs: dict[str, list[Ran]] = {name: [] for name in sides}
     failures: dict[str, str] = {}
@@ -176,6 +180,13 @@ def _measure(
     check = partial(_check, benchmark, expected)
     failures |= _repeat(left, values, runs, seconds=seconds, check=check)
     del check, expected
+    for name in [n for n, s in left.items() if n not in failures and s.device.name == "gpu"]:
+        try:
+            agreements[name] = agreements.get(name, {}) | _hold_up(
+                benchmark, name, left[name], values, runs[name], limits
+            )
+        except Exception as error:
+            failures[name] = _in_a_line(error)
     middle = {n: statistics.median(ran.seconds for ran in rans) for n, rans in runs.items() if n not in failures}
     for name, side in sides.items():
         head = _head(benchmark, values, name, device=side.device.name)
@@ -220,6 +231,28 @@ def _run(side: Side, values: tuple[Any, ...], *, tries: int = 3) -> Ran:
         raise FalseTime(fault)
     # what a side did around the timed part, such as reading results, counts for the neighbours alike
     return replace(ran, others=others * ran.seconds / took)
+
+
+def _hold_up(
+    benchmark: Any, name: str, side: Side, values: tuple[Any, ...], runs: list[Ran], limits: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Run a side once more while the device is held up, to see that it works there; see `held`."""
+    if getattr(benchmark, "own_process", False) or name in getattr(benchmark, "copies", ()):
+        return {}
+    seconds = max(ran.seconds for ran in runs)
+    if reason := side.device.why_not_held(seconds):
+        return {"not_held_up": reason}
+    hold = side.device.hold_up(seconds)
+    try:
+        side.method(*values)  # one that takes its times itself is held up while it does
+        if not hold.begun:
+            measure_work(lambda: side.method(*values), device=side.device)
+    finally:
+        side.device.hold = None
+    least = benchmark.least(name) if limits is not None and hasattr(benchmark, "least") else {}
+    if fault := hold.find_fault(least_s=take_seconds(least, limits, name="memory", device="gpu")):
+        raise FalseTime(fault)
+    return {"after_hold_s": hold.after_s}
 
 
 def _repeat(

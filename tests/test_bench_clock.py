@@ -39,7 +39,10 @@ class OnDevice:
 class LazyGpu:
     """Counts who waits for it, and how long it worked."""
 
-    name = "gpu"
+    name, hold = "gpu", None
+
+    def why_not_held(self, seconds):
+        return "it works only while somebody waits for it"
 
     def __init__(self):
         self.to_do, self.waits, self.asked = 0.0, 0, clock.Asked()
