@@ -14,7 +14,7 @@ from scipy.ndimage import median_filter
 
 from niseg_gpu.kernels.median import DTYPES
 
-CHECKS = ("frames", "volumes", "grid", "strides", "limits", "counts", "stored", "twin")
+CHECKS = ("frames", "volumes", "grid", "strides", "limits", "counts", "stored", "twin", "threads")
 WINDOWS = ((3, 3), (5, 5), (7, 7), (3, 3, 3))
 KINDS = ("bright", "dark", "both")
 STORED = ((">i2", "uint16"), (">u2", "uint16"), (">i2", "int16"))  # FITS with and without BZERO, and TIFF
@@ -267,6 +267,38 @@ def check_twin() -> None:
     vars(other).update(xp=np, _median=median)
     with pytest.raises(AssertionError, match="cuCIM was asked"):
         other.median(frames, size=(1, 3, 3))
+
+
+def check_threads() -> None:
+    """Threads that begin together, as those of a pipeline do, build a kernel once and get the same from it."""
+    import threading
+    import time
+    from concurrent.futures import ThreadPoolExecutor
+
+    from niseg_gpu.kernels import median_cuda
+    from niseg_gpu.kernels.median_gpu import clean_gpu
+
+    use_small_blocks()
+    built, real, together = [], median_cuda.build, threading.Barrier(4)
+
+    def build(*case, **settings):
+        built.append(case)
+        time.sleep(0.1)  # to compile takes seconds
+        return real(*case, **settings)
+
+    median_cuda.build = build
+    frames, settings = draw(0, (2, 9, 12), np.dtype("uint16")), {"window": (3, 3), "threshold": 1.0, "kind": "both"}
+
+    def clean(_):
+        together.wait()
+        return clean_gpu(frames, xp=np, **settings)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(clean, range(4)))
+    assert len(built) == 1, built
+    for cleaned, spots in found:
+        np.testing.assert_array_equal(cleaned, expect(frames, **settings)[1])
+        np.testing.assert_array_equal(spots, expect(frames, **settings)[2])
 
 
 def test_it_says_what_it_cannot_take() -> None:

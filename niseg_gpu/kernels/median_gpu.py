@@ -6,6 +6,7 @@ which ``NUMBA_ENABLE_CUDASIM=1`` in the environment switches on before numba is 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -23,6 +24,7 @@ if not config.ENABLE_CUDASIM:
 
 WINDOWS = tuple(median_cuda.WINDOWS)
 MOST_BLOCKS = 65535  # along y and z of a grid
+_launching = threading.Lock()  # or all threads that begin together would build and compile the same kernel, in turns
 
 
 @cache
@@ -134,12 +136,13 @@ def _run(
     if paired:
         arrays = [a.view(f"u{2 * a.itemsize}") for a in arrays]
         width //= 2
-    kernel = _kernel(window, dtype, cleans=cleans, counts=count is not None, paired=paired, stored=stored)
     blocks = -(-width // median_cuda.THREADS), *_share(n, height, volume=len(window) == 3)
     flat, out_values, spot_values = map(_as_argument, arrays)
     count = _as_argument(xp.empty(2, dtype=np.uint64) if count is None else count)
-    launch = kernel[blocks, median_cuda.THREADS, _stream(xp)]
-    launch(flat, (n, height, width), out_values, spot_values, *limits, counted, count)
+    with _launching:
+        kernel = _kernel(window, dtype, cleans=cleans, counts=count is not None, paired=paired, stored=stored)
+        launch = kernel[blocks, median_cuda.THREADS, _stream(xp)]
+        launch(flat, (n, height, width), out_values, spot_values, *limits, counted, count)
     return out
 
 
