@@ -150,7 +150,7 @@ def test_the_share_is_the_users(device, monkeypatch, name: str) -> None:
 
 def test_the_host_has_one_store_too() -> None:
     budget = CPU.read_budget()
-    assert 0 < budget.free <= budget.total == CPU.count_memory()
+    assert 0 < budget.free <= budget.total and 0 < CPU.count_memory() <= budget.total
     assert 0 < CPU.free_bytes() <= budget.total
 
 
@@ -184,5 +184,8 @@ def test_on_a_gpu(backend) -> None:
     assert 0 < backend.free_bytes() <= budget.total and 0 < backend.count_memory() <= budget.total
 
 
-def test_a_limit_of_the_process_counts_as_the_machines_memory() -> None:
-    assert 0 < count_memory_limit() <= CPU.count_memory()
+def test_a_limit_of_the_process_counts_as_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch system ends what takes more, such as half of a node's memory for what a GPU has no room for."""
+    assert 0 < count_memory_limit() == CPU.count_memory() <= CPU.read_budget().total
+    monkeypatch.setattr("niseg_gpu.backend.cpu.count_memory_limit", lambda: 64 * GB)
+    assert CPU.count_memory() == 64 * GB

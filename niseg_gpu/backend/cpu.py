@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.backend.budget import Budget
-from niseg_gpu.backend.machine import count_cores, cpu_model
+from niseg_gpu.backend.machine import count_cores, count_memory_limit, cpu_model
 from niseg_gpu.backend.twin import Cleaned, Clusters, Twin, has_nan, neighbours_in_frame
 
 
@@ -264,8 +264,11 @@ class Cpu(Twin):
         """Wait until the device has done what it was told; a CPU has."""
 
     def count_memory(self) -> int:
-        """Bytes that arrays can have on this device; on the host all there are, the rest would be swapped."""
-        return self.read_budget().total
+        """Bytes that arrays can have on this device; on the host all that this process may use.
+
+        More would be swapped, or end the process where a batch system or a container limits it.
+        """
+        return count_memory_limit()
 
     def describe(self) -> str:
         return f"{cpu_model()}, {count_cores()} cores"
