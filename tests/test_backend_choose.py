@@ -41,6 +41,16 @@ def test_a_missing_gpu_is_told_by_its_reason(monkeypatch: pytest.MonkeyPatch) ->
     assert twin is CPU and "cuml is not installed" in reason
 
 
+@pytest.mark.parametrize(("value", "refused"), [("1", True), ("0", False), ("", False)])
+def test_a_stream_for_each_thread_is_refused(monkeypatch: pytest.MonkeyPatch, value: str, refused: bool) -> None:
+    """Threads that read ahead, and those that fill the table of k-means, hand on what is not done yet."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", value)
+    assert (why_no_gpu() == "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM gives each thread a stream of its own; unset it") is (
+        refused
+    )
+
+
 def test_a_broken_driver_is_a_reason_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def __getattr__(self, name: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from niseg_gpu.backend.gpu import Gpu
 from niseg_gpu.errors import UserError
 
 log = logging.getLogger(__name__)
+
+OWN_STREAMS = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"  # of CuPy
 
 CPU, GPU = Cpu(), Gpu()
 TWINS: dict[str, Any] = {"numpy": CPU, "cupy": GPU}
@@ -93,6 +96,9 @@ def why_no_gpu() -> str:
     for package in ("cupy", "cucim", "cuml"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
+    if os.environ.get(OWN_STREAMS, "0") not in ("", "0"):
+        # a block is begun in one thread and gone on with in another, in the order of the stream that they share
+        return f"{OWN_STREAMS} gives each thread a stream of its own; unset it"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")  # what a library says of another one's future, whoever makes errors of it
