@@ -135,7 +135,7 @@ def measure_work(work: Callable[[], Any], *, device: Any) -> Ran:
         start = time.perf_counter()
         output = work()
         given = time.perf_counter()
-        wait()
+        wait(output)
         done = time.perf_counter()
     if isinstance(output, Ran):
         return replace(output, late_s=done - given)
@@ -143,11 +143,11 @@ def measure_work(work: Callable[[], Any], *, device: Any) -> Ran:
 
 
 @contextmanager
-def holding(device: Any, *, times: int = 1) -> Iterator[Callable[[], None]]:
-    """Hold the device up inside, once, where that was asked for; gives what waits for the work."""
+def holding(device: Any, *, times: int = 1) -> Iterator[Callable[[Any], None]]:
+    """Hold the device up inside, once, where that was asked for; gives what waits for the work, told what that gave."""
     hold, device.hold = device.hold, None
     if hold is None:
-        yield device.wait
+        yield lambda output: device.wait()
         return
     hold.begin(times=times)
     try:
