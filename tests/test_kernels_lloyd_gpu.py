@@ -106,8 +106,17 @@ def check_shares() -> None:
 
 
 def check_rows() -> None:
-    """Rows of any length and step; left-out pixels full of NaN beside others; fewer pixels than a tile."""
+    """Rows of any length, step and beginning; left-out pixels full of NaN beside others; fewer pixels than a tile."""
+    from niseg_gpu.kernels import lloyd_gpu
+
     use_small_blocks()
+    real, begins = lloyd_gpu._pass_once, []
+
+    def pass_once(plan, pixels, *others):
+        begins.append(pixels[0].ctypes.data % 16)  # the device copies 16 bytes from multiples of 16 bytes only
+        return real(plan, pixels, *others)
+
+    lloyd_gpu._pass_once = pass_once
     for features in (1, 2, 4, 5, 16):
         compare(*draw(features, 33, features, 2, "float32", pad=features == 16))
     pixels, start = draw(0, 40, 6, 2, "float32", pad=False)
@@ -122,6 +131,10 @@ def check_rows() -> None:
     compare(*draw(2, 1, 9, 1, "uint16"), left_out=2)
     equal = np.zeros((3, 8), np.float32)
     compare(draw(3, 24, 8, 2, "float32")[0], equal)  # ties: the first wins
+    pixels, start = draw(4, 30, 37, 2, "uint8", pad=False)
+    for first in range(4):
+        compare(pixels[first:], start, whole=True)
+    assert begins and not any(begins), begins
 
 
 def check_twice() -> None:
@@ -276,6 +289,22 @@ def test_on_a_gpu(backend, dtype: str, features: int, k: int) -> None:
             np.testing.assert_array_equal(got.sums, want.sums)
             np.testing.assert_array_equal(got.sizes, want.sizes)
             assert got.moved == want.moved
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["gpu"], indirect=True)
+@pytest.mark.parametrize("first", [1, 2, 8])
+def test_slices_on_a_gpu(backend, first: int) -> None:
+    """Pixels of somebody's larger array, which begin anywhere in memory."""
+    from niseg_gpu.kernels.lloyd_gpu import assign_and_sum_gpu
+
+    pixels, start = draw(first, 5_000, 661, 10, "uint16", pad=False)
+    expected, mean = np.full(len(pixels) - first, 10, np.int32), np.zeros(661, np.float32)
+    labels, how = backend.xp.asarray(expected), {"centroids": start, "mean": mean, "quantum": 2.0**-20}
+    want = CPU.assign_and_sum(pixels[first:], **how, labels=expected)
+    got = assign_and_sum_gpu(backend.xp.asarray(pixels)[first:], **how, labels=labels, xp=backend.xp)
+    np.testing.assert_array_equal(backend.to_host(labels), expected)
+    np.testing.assert_array_equal(got.sums, want.sums)
 
 
 if __name__ == "__main__":

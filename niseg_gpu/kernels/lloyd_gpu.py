@@ -152,20 +152,26 @@ def start_pass(pixels: Any, *, centroids: Any, mean: Any, quantum: float, labels
     """
     n, features = pixels.shape
     flat, length = _flatten(pixels, xp)
-    wide = length * pixels.itemsize % 16 == 0 and _address(flat) % 16 == 0
-    plan = make_plan(features, length, pixels.dtype, k=len(centroids), wide=wide, whole=whole, shared=_device()[1])
+    aligned = _address(flat) % 16 == 0
+    how = {"wide": aligned and length * pixels.itemsize % 16 == 0, "aligned": aligned, "whole": whole}
+    plan = make_plan(features, length, pixels.dtype, k=len(centroids), **how, shared=_device()[1])
     table, norms = _lay_out(plan, centroids, features, xp)
     run = _pass_once if plan.fused else _pass_twice
     return run(plan, (flat, n, length, features), table, mean, norms, 1.5 * 2.0**52 * float(quantum), labels, xp)
 
 
 @cache
-def make_plan(features: int, length: int, dtype: np.dtype, *, k: int, wide: bool, whole: bool, shared: int) -> Plan:
-    """Choose how to go about pixels of some features, in rows of `length` values, with `shared` bytes a block."""
+def make_plan(
+    features: int, length: int, dtype: np.dtype, *, k: int, wide: bool, whole: bool, shared: int, aligned: bool = True
+) -> Plan:
+    """Choose how to go about pixels of some features, in rows of `length` values, with `shared` bytes a block.
+
+    One pass copies 16 bytes at a time, from memory that is `aligned` to as many; slices of others' arrays may not be.
+    """
     clusters = k if k <= EXACT_CLUSTERS else -(-k // 4) * 4
     each = -(-features // lloyd_tile.THREADS)
     vectors = length * dtype.itemsize // 16 if wide else -(-features // 4)
-    if clusters <= EXACT_CLUSTERS and each * clusters * (1 if whole else 2) <= MOST_TOTALS:
+    if aligned and clusters <= EXACT_CLUSTERS and each * clusters * (1 if whole else 2) <= MOST_TOTALS:
         groups = lloyd_tile.THREADS
         while groups >= (LEAST_GROUPS if wide else 4 * LEAST_GROUPS):
             plan = _place(Plan(Case(dtype, clusters, wide, whole, groups, each), True, vectors, (), 0), length)
