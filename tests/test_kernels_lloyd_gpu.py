@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from niseg_gpu.backend import CPU
+from niseg_gpu.errors import UserError
 from niseg_gpu.kernels.exact import choose_quantum
 
 CHECKS = ("fused", "shares", "rows", "twice", "limits", "twin")
@@ -195,6 +196,15 @@ def check_twin() -> None:
     np.testing.assert_array_equal(turned, rows)
     assert turned.strides == (80, 2)
     assert np.shares_memory(twin.as_rows(rows, axis=1), rows), "what is in rows already is not copied"
+    from niseg_gpu.kmeans.table import PixelTable, count_row_bytes
+
+    vars(twin).update(count_memory=lambda: 40 * 80)
+    table = PixelTable(twin, shape=(37, 5, 8), features=True, dtype=np.uint16)
+    assert table.rows.strides[0] == count_row_bytes(twin, 37, np.uint16) == 80
+    assert count_row_bytes(CPU, 37, np.uint16) == 74
+    vars(twin).update(count_memory=lambda: 40 * 80 - 1)
+    with pytest.raises(UserError, match="gathers all spectra in memory"):
+        PixelTable(twin, shape=(37, 5, 8), features=True, dtype=np.uint16)
 
 
 COMPILED = {  # kernel: dtype, clusters, wide, whole, groups, each

@@ -37,6 +37,11 @@ def choose_dtype(dtype: Any, *, extras: int) -> np.dtype:
     return dtype.newbyteorder("=") if narrow else np.dtype(np.float32)
 
 
+def count_row_bytes(backend: Any, features: int, dtype: Any) -> int:
+    """Bytes that a pixel takes in a table, with what lies between one and the next."""
+    return backend.empty_rows(1, features, dtype).strides[0]
+
+
 class PixelTable:
     """Spectra gathered block by block as rows (pixels, features), one after another.
 
@@ -68,7 +73,8 @@ class PixelTable:
         self.features = features
         pixels, kept = math.prod(self.map_shape), choose_dtype(dtype, extras=extras)
         self.n_features, self.extras = shape[0] if features else 1, extras
-        needed, there = pixels * (self.n_features + extras) * kept.itemsize, backend.count_memory()
+        needed = pixels * count_row_bytes(backend, self.n_features + extras, kept)
+        there = backend.count_memory()
         if needed > there:
             raise UserError(
                 f"kmeans gathers all spectra in memory, {needed / 1e9:.3g} GB, and the {backend.name} has "

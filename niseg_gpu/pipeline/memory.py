@@ -1,4 +1,4 @@
-"""What a run holds in memory: arithmetic over shapes, dtypes and steps, with no array in sight.
+"""What a run holds in memory: arithmetic over shapes, dtypes and steps, with no data in sight.
 
 A run has phases: the blocks, the step that ends the pipeline, the report. What the allocator keeps of the blocks that
 are done with counts in the later ones too.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from niseg_gpu.chunks import Region, widen
 from niseg_gpu.io.zarr import MAX_CHUNK_BYTES
 from niseg_gpu.kmeans.extras import count_extras
-from niseg_gpu.kmeans.table import choose_dtype
+from niseg_gpu.kmeans.table import choose_dtype, count_row_bytes
 from niseg_gpu.pipeline.blocks import halo_of, lie_beside
 from niseg_gpu.pipeline.planes import PIXELS
 from niseg_gpu.stack import StackInfo, dtype_for_steps
@@ -188,9 +188,10 @@ def find_peak(phases: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
 def _count_last(image: StackInfo, last: tuple[Any, Mapping[str, Any]], *, backend: Any) -> tuple[int, int]:
     op, parameters = last
     extras = count_extras(parameters.get("features"), parameters.get("images"))
-    itemsize, bins = choose_dtype(image.dtype, extras=extras).itemsize, image.sizes.get("tof", 1)
+    kept, bins = choose_dtype(image.dtype, extras=extras), image.sizes.get("tof", 1)
     pixels = math.prod(image.shape) // bins
-    return pixels * ((bins + extras) * itemsize + 1), op.memory(image, backend=backend, **parameters).once
+    table = pixels * (count_row_bytes(backend, bins + extras, kept) + 1)
+    return table, op.memory(image, backend=backend, **parameters).once
 
 
 def _nbytes(info: StackInfo) -> int:
