@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -281,6 +282,58 @@ def test_a_broken_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"checkpoint.npz is broken .*; begin anew with --overwrite"):
         run(mapping, resume=True)
+
+
+@pytest.mark.parametrize("pattern", ["image/c/*/*/*", "spots/zarr.json", "zarr.json"])
+def test_what_blocks_have_written_must_be_there(data: Path, tmp_path: Path, pattern: str) -> None:
+    mapping = describe(data, tmp_path / "out", FRAMES)
+    cut_at(12, mapping)
+    results = tmp_path / ".out.unfinished" / "result.zarr"
+    file = min(results.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    name = file.relative_to(results).as_posix()
+    written = file.read_bytes()
+    if name != "zarr.json":
+        file.write_bytes(written[:-1])
+        with pytest.raises(
+            UserError, match=f"{name} of the unfinished run has {len(written) - 1} bytes, not"
+        ) as caught:
+            run(mapping, resume=True)
+        assert not hasattr(caught.value, "__notes__")  # nothing to go on with
+    file.unlink()
+    with pytest.raises(UserError, match=f"{name} of the unfinished run is missing; begin anew with --overwrite"):
+        run(mapping, resume=True)
+    file.write_bytes(written)
+    run(mapping, resume=True)
+
+
+def test_text_files_beside_the_frames_must_say_the_same(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "tof", tmp_path / "tof")
+    mapping = describe(tmp_path, tmp_path / "out", TOF)
+    cut_at(6, mapping)
+    counts = tmp_path / "tof" / "open_beam" / "run_ShutterCount.txt"
+    counts.write_text(re.sub(r"^0\t\d+", "0\t77777", counts.read_text()))
+    with pytest.raises(UserError, match=r"began with .*shutter_counts \d+, not 77777; resume with"):
+        run(mapping, resume=True)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(data: Path, tmp_path: Path, monkeypatch) -> None:
+    mapping = describe(data, tmp_path / "out", FRAMES, workers=1)
+    savez, saved = np.savez, []
+
+    def fill(file, **arrays):
+        saved.append(file)
+        if len(saved) > 4:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        savez(file, **arrays)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device") as caught:
+        patch.setattr(np, "savez", fill)
+        run(mapping)
+    kept = re.match(r"(\d+) of \d+ blocks are done and kept; the same command with --resume", caught.value.__notes__[0])
+    assert kept is not None and not list(tmp_path.rglob("*.partial"))
+    record = json.loads((run(mapping, resume=True) / "run.json").read_text())
+    assert record["resumed_after_blocks"] == [int(kept[1])]
 
 
 def test_a_batch_system_that_ends_a_run_is_told_what_is_kept(data: Path, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from niseg_gpu.pipeline.run import Session
 
 CHECKPOINT = "checkpoint.npz"
+RESULTS = "result.zarr"  # beside it
+BLOCKWISE = ("image", "spots")  # arrays in it that blocks are written to
+SHUTTERS = ("shutter_windows", "shutter_counts", "bin_triggers")
 ADVICE = "resume with what it began with, or begin anew with --overwrite"
 
 
@@ -37,16 +40,17 @@ class Checkpoint:
     Raises
     ------
     UserError
-        The file is there and broken, or of another run.
+        The file is there and broken, or of another run, or what blocks have written is no more as it was.
     """
 
     def __init__(self, path: Path, *, of: Mapping[str, Any], frames: int = 0) -> None:
-        self.path = path
-        self.of = json.loads(json.dumps(of, default=to_json))
+        self.path, self.results = path, path.with_name(RESULTS)
+        self.of = json.loads(json.dumps(of, default=to_json), parse_constant=str)  # NaN is like NaN
         self._cut: dict[str, Any] = {}
         self.about, self._arrays = self._read()
         if self.about is not None:
             self._check(self.about, frames)
+            _check_written(self.results, self.about.get("written", {}))
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -63,11 +67,16 @@ class Checkpoint:
 
     def save(self, arrays: Mapping[str, np.ndarray], **about: Any) -> None:
         """Write the state in the place of the one before."""
-        text = json.dumps({"of": self.of, **self._cut, **about}, default=to_json)
+        whole = {"of": self.of, "written": _list_written(self.results), **self._cut, **about}
+        text = json.dumps(whole, default=to_json)
         partial = self.path.with_name(f"{self.path.name}.partial")
-        with open(partial, "wb") as file:
-            np.savez(file, about=np.frombuffer(text.encode(), np.uint8), **arrays)
-        os.replace(partial, self.path)
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, about=np.frombuffer(text.encode(), np.uint8), **arrays)
+            os.replace(partial, self.path)
+        except OSError:
+            partial.unlink(missing_ok=True)  # of a full disk
+            raise
 
     def _read(self) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
         if not self.exists():
@@ -75,7 +84,7 @@ class Checkpoint:
         try:
             with open(self.path, "rb") as file, np.load(file) as stored:  # NumPy leaves a broken one open
                 arrays = {name: stored[name] for name in stored.files}
-            about = json.loads(arrays.pop("about").tobytes())
+            about = json.loads(arrays.pop("about").tobytes(), parse_constant=str)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{self.path} is broken (no checkpoint can be read from it); begin anew with --overwrite"
@@ -108,8 +117,19 @@ def identify_run(session: Session, uses: Mapping[str, str]) -> dict[str, Any]:
         "steps": _settle(mapping["steps"], Path.cwd()),
         "output arrays": sorted(mapping["output"]["arrays"]),
         "kernels": dict(uses),
+        "times and shutters": _tell_axes(session),
         "files": {os.path.abspath(name): _stamp(Path(name)) for name in _files_of(session)},
     }
+
+
+def _tell_axes(session: Session) -> dict[str, Any]:
+    """What the text files beside the frames, or the frames themselves, say of the axes."""
+    stacks, told = {"sample": session.inputs.sample, **session.inputs.references}, {}
+    for name, stack in stacks.items():
+        if stack is not None:
+            axes = {str(axis): values.values.tolist() for axis, values in stack.coords.items()}
+            told[name] = axes | {key: stack.attrs[key] for key in SHUTTERS if stack.attrs.get(key)}
+    return told
 
 
 def check_finished(record: Path, pipeline: Pipeline) -> None:
@@ -169,6 +189,25 @@ def _files_of(session: Session) -> Iterator[str]:
             if isinstance(value, str | Path) and Path(value).exists():
                 yield str(value)
                 yield from map(str, sorted(p for p in Path(value).rglob("*") if p.is_file()))
+
+
+def _list_written(results: Path) -> dict[str, int]:
+    """The sizes of the files that hold what blocks have written, by their names in the folder of arrays."""
+    sizes = {}
+    for name in BLOCKWISE:
+        for folder, _, files in os.walk(results / name):
+            for file in (Path(folder, each) for each in files if not each.endswith(".partial")):
+                sizes[file.relative_to(results).as_posix()] = file.stat().st_size
+    return sizes
+
+
+def _check_written(results: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse to go on where a file that blocks have written is gone or has another size, as after a crash of a disk."""
+    for name, size in {"zarr.json": None, **sizes}.items():
+        found = _stamp(results / name)
+        if found is None or size not in (None, found[0]):
+            what = "is missing" if found is None else f"has {found[0]} bytes, not {size}"
+            raise UserError(f"{results / name} of the unfinished run {what}; begin anew with --overwrite")
 
 
 def _stamp(path: Path) -> list[int] | None:

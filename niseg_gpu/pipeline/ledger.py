@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,8 @@ class Ledger:
         That they are cut along, counted from the last.
     done : set of int
         Numbers of the blocks that have reached all targets, and whose findings and sums are in.
+    kept : int
+        How many of them the checkpoint knows.
     resumed_after : list of int
         How many were done each time the run went on.
     """
@@ -58,7 +61,7 @@ class Ledger:
         self.backend, self.clock, self.checkpoint = backend, clock, checkpoint
         self.samples = PlaneSamples(backend)
         self.regions: list[Region] = []
-        self.axis, self.done = -2, set[int]()
+        self.axis, self.done, self.kept = -2, set[int](), 0
         self.resumed_after: list[int] = []
         self._sums: dict[str, np.ndarray] = {}
         self._earlier_s = 0.0
@@ -127,7 +130,7 @@ class Ledger:
             return
         about, arrays = found
         self.done, self._earlier_s = set(about["done"]), about["seconds"]
-        self.resumed_after = [*about["resumed_after"], len(self.done)]
+        self.kept, self.resumed_after = len(self.done), [*about["resumed_after"], len(self.done)]
         for step, what, number in about["findings"]:
             self._findings[step, what] = number
             self.clock.add_findings(step, {what: number})
@@ -190,7 +193,8 @@ class Ledger:
             if self.checkpoint is None or not self.done:
                 return False
             if self.seconds >= SAVE_EVERY_S:
-                self._save()
+                with suppress(OSError):  # the one before stays
+                    self._save()
             return self.checkpoint.exists()
 
     def _number(self, region: Region) -> int:
@@ -227,4 +231,4 @@ class Ledger:
             findings=[(step, what, number) for (step, what), number in self._findings.items()],
             clock=self.clock.as_mapping(),
         )
-        self._saved = time.perf_counter()
+        self.kept, self._saved = len(self.done), time.perf_counter()

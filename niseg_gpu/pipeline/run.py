@@ -19,7 +19,7 @@ import numpy as np
 from niseg_gpu.backend import count_cores, select
 from niseg_gpu.io.folders import check_folder
 from niseg_gpu.io.unfinished import unfinished_folder
-from niseg_gpu.pipeline.checkpoint import CHECKPOINT, Checkpoint, check_finished, identify_run
+from niseg_gpu.pipeline.checkpoint import CHECKPOINT, RESULTS, Checkpoint, check_finished, identify_run
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.clusters import cluster, write_clusters
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
@@ -188,7 +188,7 @@ def _telling_of(ledger: Ledger) -> Iterator[None]:
         yield
     except BaseException as error:
         if ledger.keep():
-            of = f"{len(ledger.done)} of {len(ledger.regions)} blocks are done and kept"
+            of = f"{ledger.kept} of {len(ledger.regions)} blocks are done and kept"
             error.add_note(f"{of}; the same command with --resume goes on after them")
         raise
 
@@ -209,7 +209,7 @@ def write_results(session: Session, folder: Path, *, ledger: Ledger, quiet: bool
     """Fill ``result.zarr``; return what ``run.json`` says of the results."""
     with use_threads(session.workers):
         applied = session.apply(ledger=ledger)
-        group = open_group(folder / "result.zarr", applied, ledger=ledger)
+        group = open_group(folder / RESULTS, applied, ledger=ledger)
         table, sums = store_blocks(session, applied, group, ledger=ledger, quiet=quiet)
     ledger.keep()
     _write_coords(group, applied.image)
