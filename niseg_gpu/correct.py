@@ -215,6 +215,11 @@ def check_normalize(
     if dose_roi is not None:
         _region(dose_roi, before.info)
     if dose_by_shutter_counts:
+        if before.info.quantity == "counts per trigger":
+            raise UserError(
+                "normalize got dose_by_shutter_counts, but overlap_correct has divided by the triggers (per_trigger); "
+                "allowed: one of them"
+            )
         _trigger_ratio(before.info, before.open_beam.info)
     for frames, what in ((before.open_beam, "open beam"), (before.dark, "dark current")):
         if frames is not None:
@@ -253,6 +258,15 @@ def _check_reference(frames: Any, info: Any, what: str) -> None:
             f"the {what} {where} lacks {_list_bins(frames.attrs)}, the sample {_list_bins(info.attrs)}; let the same "
             "bins be left out of both, or open them with bad_frames: interpolate"
         )
+    if "tof" in frames.coords and "tof" in info.coords:
+        theirs, ours = np.asarray(frames.coords["tof"]), np.asarray(info.coords["tof"])
+        off = np.abs(theirs - ours)
+        if len(ours) > 1 and off.max() > 0.5 * np.diff(ours).min():
+            i = int(off.argmax())
+            raise UserError(
+                f"the {what} {where} has its bin {i} at {theirs[i]:g} s, the sample at {ours[i]:g} s; give a run with "
+                "the same time bins"
+            )
 
 
 def _reference(frames: Any, info: Any) -> Any:

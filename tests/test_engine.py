@@ -28,6 +28,12 @@ def tof_run(seed: int = 0, *, shape: tuple[int, ...] = (20, 40, 17), mean: float
     return xr.DataArray(counts, dims=("tof", "y", "x"), coords=coords, attrs={"quantity": "counts", **WINDOWS})
 
 
+def later() -> xr.DataArray:
+    """A run whose last bin begins a bin later."""
+    run = tof_run(1)
+    return run.assign_coords(tof=np.where(np.arange(20) == 19, run.tof + 1e-5, run.tof))
+
+
 STEPS = [
     "overlap_correct",
     {"remove_spots": {"size": 3, "threshold": 12}},
@@ -158,6 +164,12 @@ def test_the_dose_region_brings_open_beam_to_one() -> None:
         ([{"normalize": {"dose_roi": [0, 0, 18, 5]}}], {"open_beam": tof_run(1)}, "frames are 17 wide and 40 high"),
         (["normalize"], {"open_beam": tof_run(1, shape=(20, 8, 17))}, "frames of 8x17 pixels, the sample of 40x17"),
         (["normalize"], {"open_beam": tof_run(1)[:7]}, "has 7 ToF bins, the sample 20"),
+        (["normalize"], {"open_beam": later()}, "has its bin 19 at 0.0012 s, the sample at 0.00119 s; give a run with"),
+        (
+            [{"overlap_correct": {"per_trigger": True}}, {"normalize": {"dose_by_shutter_counts": True}}],
+            {"open_beam": tof_run(1)},
+            "overlap_correct has divided by the triggers",
+        ),
         (["normalize", "normalize"], {"open_beam": tof_run(1)}, "works on counts, the stack holds transmission"),
         (["overlap_correct", "overlap_correct"], {}, "overlap_correct needs the whole run"),
         ([{"rebin_tof": {"factor": 2}}, "overlap_correct"], {}, "let no select_tof or rebin_tof come before"),
