@@ -166,6 +166,21 @@ def test_part_of_a_run(run, tof):
         refuse("has 7 lines, the run 3 frames; copy the missing files again$", frames[:3], None, part=True)
 
 
+def test_a_run_that_lost_its_first_frame_has_no_shutter_windows(run):
+    """What was counted in it blinded pixels in the rest of its window."""
+    for kind, lines in (("ShutterTimes", TIMES), ("ShutterCount", COUNTS)):
+        frames = run(kind, lines)
+    run()
+    coords, attrs = read_sidecars(frames[1:], START[1:], tof="headers")
+    np.testing.assert_array_equal(coords["tof"], START[1:])
+    assert attrs == {}
+    run("Spectra", [*SPECTRA, "0.0028\t7"])  # a line too many says nothing of that
+    assert read_sidecars(frames, START, tof="headers")[1]["shutter_windows"] == WINDOWS
+    (frames[0].parent / "Run1_Spectra.txt").unlink()
+    assert read_sidecars(frames, START)[1]["shutter_windows"] == WINDOWS
+    refuse("the window 0.001 s to 0.0013 s does not fit the time axis.*or frames are missing", frames[1:], START[1:])
+
+
 # measured runs ------------------------------------------------------------------------------------------------
 
 

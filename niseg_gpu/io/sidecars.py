@@ -133,6 +133,9 @@ def _tof(
         header_tof = _fill_times(header_tof, frames)
         if len(back := _backward(header_tof)):
             raise UserError(f"{frames[back[0] + 1]}: its header's TOF does not grow, so tof: headers can't be used")
+        if start is not None and len(start) != len(frames):  # the shutters' files are of no use where it begins later
+            begins = abs(header_tof[0] - start[0]) <= 0.5 * np.diff(header_tof).min(initial=np.inf)
+            whole = not part and bool(begins)
         return header_tof, whole
     if start is None:
         grows = header_tof is not None and not len(_backward(header_tof[~np.isnan(header_tof)]))
@@ -194,7 +197,8 @@ def _windows_from_times(path: Path, start: np.ndarray) -> list[tuple[int, int]] 
     for _, delay, width in table:
         opens, end = end + delay, end + delay + width
         inside = np.flatnonzero((start >= opens - slack) & (start < end - slack))
-        if not len(inside) or inside[0] != first:
+        late = len(inside) and start[inside[0]] >= opens + slack  # its first bins are missing
+        if not len(inside) or inside[0] != first or late:
             raise UserError(
                 f"{path}: the window {opens:g} s to {end:g} s does not fit the time axis ({start[0]:g} s to "
                 f"{start[-1]:g} s, {len(start)} bins); it belongs to another run, or frames are missing"
