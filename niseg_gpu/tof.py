@@ -269,4 +269,9 @@ def describe_assign_wavelength(info: StackInfo, *, flight_path_m: float, time_of
             raise UserError(f"assign_wavelength got {name} {value}; allowed: a finite number")
     middle = need_tof(info, "assign_wavelength") + 0.5 * np.asarray(info.coords.get("tof_width", 0.0))
     wavelength = wavelength_of(middle, flight_path_m=flight_path_m, time_offset_s=time_offset_s)
+    if not wavelength.max() > 0:
+        raise UserError(
+            f"assign_wavelength got time_offset_s {time_offset_s:g}, but the last bin is at {middle.max():g} s, so all "
+            "wavelengths would be negative; allowed: seconds that leave a time of flight"
+        )
     return info.with_(coords={**info.coords, "wavelength": wavelength})

@@ -179,6 +179,14 @@ def test_a_wrong_rebinning_is_told(given_, message) -> None:
         tof.fit_rebin_tof(before(run_info()), **given_)
 
 
+def test_an_offset_that_leaves_no_time_of_flight_is_refused() -> None:
+    info = run_info()
+    last = float(info.coords["tof"][-1])
+    with pytest.raises(UserError, match="time_offset_s -1, but the last bin is at .* wavelengths would be negative"):
+        tof.describe_assign_wavelength(info, flight_path_m=8, time_offset_s=-1)
+    assert tof.describe_assign_wavelength(info, flight_path_m=8, time_offset_s=-last).coords["wavelength"][-1] > 0
+
+
 @pytest.mark.parametrize("given_", [{"flight_path_m": np.inf}, {"flight_path_m": 8, "time_offset_s": np.nan}])
 def test_a_flight_path_without_end_is_refused(given_) -> None:
     with pytest.raises(UserError, match="assign_wavelength got .* allowed: a finite number"):
