@@ -21,7 +21,14 @@ from typing import Any, NoReturn
 from niseg_gpu.cli_bench import add_bench
 from niseg_gpu.cli_knn import add_knn
 from niseg_gpu.cli_options import add_command, add_fields, given_fields, say
-from niseg_gpu.cli_output import NOBODY_READS, drop_unwritten, flush_output, is_output_closed, show_any_name
+from niseg_gpu.cli_output import (
+    NOBODY_READS,
+    drop_unwritten,
+    flush_output,
+    is_output_closed,
+    open_missing_streams,
+    show_any_name,
+)
 from niseg_gpu.cli_plan import add_plan
 from niseg_gpu.cli_signals import INTERRUPTED, TERMINATED, Terminated, ending_on_request
 from niseg_gpu.cli_simulate import add_simulate
@@ -60,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.set_threshold(MANY_OBJECTS)
     atexit.register(gc.freeze)  # or Python takes down object after object what the system frees at once: most of 1 s
     complaint, options = "", None
+    open_missing_streams()
     show_any_name()
     try:
         try:

@@ -11,6 +11,16 @@ import sys
 NOBODY_READS = 128 + signal.SIGPIPE  # as shells show it
 
 
+def open_missing_streams() -> None:
+    """Give a process that was begun with closed streams ones that lead nowhere.
+
+    Libraries would fail that write to them, and files of results get their numbers, where C writes its complaints to.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
 def show_any_name() -> None:
     """Let no letter stop the output: terminals that lack it, and names of files in another encoding, are there."""
     for stream in (sys.stdout, sys.stderr):
@@ -20,8 +30,7 @@ def show_any_name() -> None:
 
 def flush_output() -> None:
     """Write what is still held back, so that what fails does so here, and not when Python ends, in its own way."""
-    if sys.stdout is not None:  # closed before we began
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 def is_output_closed() -> bool:

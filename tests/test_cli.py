@@ -179,6 +179,16 @@ def test_no_letter_is_a_fault(tmp_path: Path) -> None:
     assert "ckseite" in Path(folder, "out", "report.html").read_text(encoding="utf-8")
 
 
+def test_a_process_may_begin_with_closed_streams(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((9, 9), np.uint16))
+    (tmp_path / "p.yaml").write_text("input: a.npy\nsteps: [{remove_spots: {threshold: 9}}]\noutput: {path: out}")
+    command = [sys.executable, "-m", "niseg_gpu", "run", str(tmp_path / "p.yaml"), "--overwrite"]
+    for closed in ("2>&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], timeout=300)
+        assert done.returncode == 0, closed
+    assert (tmp_path / "out" / "report.html").stat().st_size
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])  # the output fails at its end, or in the midst of the work
 def test_output_that_nobody_reads_ends_as_sigpipe_does_and_is_no_fault(unbuffered: str) -> None:
     def end(*arguments: str, **streams) -> tuple[int, bytes]:
