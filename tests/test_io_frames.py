@@ -45,6 +45,14 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
     assert names(tmp_path / "a[1].fits") == ["a[1].fits"]
 
 
+def test_a_glob_in_a_folder_whose_name_looks_like_one(tmp_path):
+    for folder in ("Probe [3]", "Probe 3"):
+        (tmp_path / folder).mkdir()
+        touch(tmp_path / folder, *(f"{folder[-2]}{n}.fits" for n in range(3)))
+    assert names(tmp_path / "Probe [3]" / "*[12].fits") == ["31.fits", "32.fits"]
+    assert names(tmp_path / "Probe [0-9]" / "*.fits") == [" 0.fits", " 1.fits", " 2.fits"]
+
+
 @pytest.mark.parametrize("ending", ["fits", "FITS", "fit", "fts", "tif", "TIFF"])
 def test_endings(tmp_path, ending):
     touch(tmp_path, f"a1.{ending}", f"a2.{ending}")

@@ -40,7 +40,7 @@ def list_frames(path: str | Path, *, fill_gaps: bool = False) -> list[Path]:
     if path.is_file():
         return [path]
     whole_folder = path.is_dir()
-    found = _in_folder(path) if whole_folder else glob.glob(str(path))
+    found = _in_folder(path) if whole_folder else _matching(path)
     found = [p for p in found if p.lower().endswith(FITS + TIFF)]
     frames = [p for p in found if "summed" not in os.path.basename(p).lower()]
     if len(frames) < len(found):
@@ -66,6 +66,12 @@ def list_frames(path: str | Path, *, fill_gaps: bool = False) -> list[Path]:
         n: os.path.join(path, "".join([*parts[:place], str(n).zfill(width), *parts[place + 1 :]])) for n in missing
     }
     return [Path(p) for _, p in sorted((present | named).items())]
+
+
+def _matching(path: Path) -> list[str]:
+    """Files of a glob; a folder that is there is taken by its name, which may have brackets."""
+    folder = str(path.parent)
+    return glob.glob(os.path.join(glob.escape(folder) if path.parent.is_dir() else folder, path.name))
 
 
 def _in_folder(path: Path) -> list[str]:
