@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.pipeline.steps import OPS
@@ -110,7 +111,7 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
     for name, field in model.model_fields.items():
         value, types = values.get(name), set(re.findall(r"\w+", str(field.annotation)))
         if isinstance(value, bool) and types & {"int", "float"} and not types & {"bool", "Any"}:  # pydantic takes it
-            raise UserError(f"{where}: {name} is {str(value).lower()}; a number is needed: {field.description}")
+            raise UserError(f"{where}: {name} is {str(value).lower()}; a number is needed: {_first_sentence(field)}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -120,11 +121,16 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
         if problem["type"] == "extra_forbidden":
             raise UserError(f"{where} has no parameter {name!r}{suggest(name, model.model_fields)}") from None
         if problem["type"] == "missing":
-            raise UserError(f"{where} needs {name}: {model.model_fields[name].description}") from None
+            what = f"needs {name}" if name not in values else f"got {name} {values[name]!r}, which is too few"
+            raise UserError(f"{where} {what}: {_first_sentence(model.model_fields[name])}") from None
         message = problem["msg"][0].lower() + problem["msg"][1:]
         if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
             message += "; put the name in quotes"  # a folder called 20261127 is a number to YAML
         raise UserError(f"{where}: {name} is {problem['input']!r}; {message}") from None
+
+
+def _first_sentence(field: FieldInfo) -> str:
+    return (field.description or "").partition(". ")[0].removesuffix(".")
 
 
 def _example(model: type[BaseModel]) -> str:

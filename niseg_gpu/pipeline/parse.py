@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
@@ -62,7 +62,9 @@ class Compute(BaseModel):
         "auto",
         description="auto: kernels of our own on the CPU, the libraries' on a GPU; either can be asked for by name.",
     )
-    workers: Annotated[int, Ge(1)] | None = Field(None, description="Threads; all cores of this process by default.")
+    workers: Annotated[int, Ge(1), Le(1024)] | None = Field(
+        None, description="Threads; all cores of this process by default."
+    )
     cluster: str | None = Field(
         None,
         description="Where k-means goes over the spectra: gpus, a worker for each GPU of this machine; or a Dask "
