@@ -17,6 +17,8 @@ from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
 
+SAME_BIN = 0.05  # of its width: one bin of 20 that were joined may be missing from one run; rounded times differ less
+
 
 def overlap_correct(
     counts: Any, *, windows: Sequence[tuple[int, int]], shutter_counts: Sequence[int], per_trigger: bool = False
@@ -258,15 +260,16 @@ def _check_reference(frames: Any, info: Any, what: str) -> None:
             f"the {what} {where} lacks {_list_bins(frames.attrs)}, the sample {_list_bins(info.attrs)}; let the same "
             "bins be left out of both, or open them with bad_frames: interpolate"
         )
-    if "tof" in frames.coords and "tof" in info.coords:
-        theirs, ours = np.asarray(frames.coords["tof"]), np.asarray(info.coords["tof"])
-        off = np.abs(theirs - ours)
-        if len(ours) > 1 and off.max() > 0.5 * np.diff(ours).min():
-            i = int(off.argmax())
-            raise UserError(
-                f"the {what} {where} has its bin {i} at {theirs[i]:g} s, the sample at {ours[i]:g} s; give a run with "
-                "the same time bins"
-            )
+    for name, what_of in (("tof", "begins at"), ("tof_width", "has a width of")):
+        if name in frames.coords and name in info.coords:
+            theirs, ours = np.asarray(frames.coords[name]), np.asarray(info.coords[name])
+            off = np.abs(theirs - ours) / np.asarray(info.coords.get("tof_width", np.inf))
+            if off.max() > SAME_BIN:
+                i = int(off.argmax())
+                raise UserError(
+                    f"the {what} {where} has other time bins: bin {i} {what_of} {theirs[i]:g} s, the sample's "
+                    f"{ours[i]:g} s; give a run with the same, whole"
+                )
 
 
 def _reference(frames: Any, info: Any) -> Any:

@@ -164,7 +164,17 @@ def test_the_dose_region_brings_open_beam_to_one() -> None:
         ([{"normalize": {"dose_roi": [0, 0, 18, 5]}}], {"open_beam": tof_run(1)}, "frames are 17 wide and 40 high"),
         (["normalize"], {"open_beam": tof_run(1, shape=(20, 8, 17))}, "frames of 8x17 pixels, the sample of 40x17"),
         (["normalize"], {"open_beam": tof_run(1)[:7]}, "has 7 ToF bins, the sample 20"),
-        (["normalize"], {"open_beam": later()}, "has its bin 19 at 0.0012 s, the sample at 0.00119 s; give a run with"),
+        (["normalize"], {"open_beam": later()}, "bin 19 begins at 0.0012 s, the sample's 0.00119 s; give a run"),
+        (
+            [{"rebin_tof": {"factor": 10}}, "normalize"],
+            {"open_beam": tof_run(1)[1:].assign_attrs(shutter_windows=[[0, 5], [6, 18]])},
+            "other time bins: bin 0 begins at 0.00101 s, the sample's 0.001 s",
+        ),
+        (
+            [{"rebin_tof": {"factor": 10}}, "normalize"],
+            {"open_beam": tof_run(1)[:-1].assign_attrs(shutter_windows=[[0, 6], [7, 18]])},
+            "other time bins: bin 1 has a width of 0.00012 s, the sample's 0.00013 s",
+        ),
         (
             [{"overlap_correct": {"per_trigger": True}}, {"normalize": {"dose_by_shutter_counts": True}}],
             {"open_beam": tof_run(1)},
