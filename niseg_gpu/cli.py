@@ -34,6 +34,7 @@ from niseg_gpu.cli_signals import INTERRUPTED, TERMINATED, Terminated, ending_on
 from niseg_gpu.cli_simulate import add_simulate
 from niseg_gpu.cli_unet import add_unet
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.malloc import share_store
 
 MANY_OBJECTS = 250_000  # between two searches for cycles: the libraries make 200,000 while they are imported
 EPILOG = "Every command explains itself with --help."
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     logging.captureWarnings(True)
     gc.set_threshold(MANY_OBJECTS)
+    share_store()
     atexit.register(gc.freeze)  # or Python takes down object after object what the system frees at once: most of 1 s
     complaint, options = "", None
     open_missing_streams()

@@ -27,6 +27,8 @@ class NpyArray:
     The map is opened on first use and stays out of the pickled state, for a pickled map would carry all its data.
     """
 
+    kept = "mapped"
+
     def __init__(self, path: str, *, shape: tuple[int, ...], dtype: np.dtype, offset: int, order: str) -> None:
         self.path = path
         self.shape = shape
@@ -45,6 +47,8 @@ class NpyArray:
 
 class CompressedNpyArray:
     """An array in a compressed ``.npz``, which can only be unpacked whole: done once, on first use, then kept."""
+
+    kept = "unpacked"
 
     def __init__(self, path: str, member: str, *, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.path = path
@@ -130,7 +134,7 @@ def _open_npz(path: Path, name: str | None) -> Source:
         offset = _member_offset(path, member) + header_bytes
         return _mapped(path, shape=shape, fortran=fortran, dtype=dtype, offset=offset)
     array = CompressedNpyArray(str(path), member.filename, shape=shape, dtype=dtype)
-    return Source(array=array, files=(str(path),), block=shape)
+    return Source(array=array, files=(str(path),), block=(*(1,) * (len(shape) - 1), shape[-1]))
 
 
 def _choose_member(path: Path, archive: zipfile.ZipFile, name: str | None) -> zipfile.ZipInfo:

@@ -27,6 +27,8 @@ HDF5 = (".h5", ".hdf5", ".hdf", ".nxs", ".nx5")
 CHUNK_BYTES = 16 * 2**20
 MAX_DECODED = 32  # compressed frames in one task: few, for a slice of one decodes them all
 
+DECODED = "decode-"  # what Dask's layers of frames that are decoded whole begin with
+
 log = logging.getLogger(__name__)
 
 
@@ -165,6 +167,7 @@ class _Reinterpreted:
     def __init__(self, array: LazyArray) -> None:
         self.array, self.shape, self.ndim = array, array.shape, len(array.shape)
         self.dtype = np.dtype(f"u{array.dtype.itemsize}")
+        self.kept = getattr(array, "kept", "")
 
     def take(self, frames: Sequence[int]) -> _Reinterpreted:
         return _Reinterpreted(self.array.take(frames))
@@ -250,9 +253,29 @@ def _whole_frames(array: LazyArray, block: int, chunks: tuple[int, ...]) -> da.A
         thick = max(1, thick // block) * block
     whole = normalize_chunks((min(thick, array.shape[0]), *array.shape[1:]), array.shape, dtype=array.dtype)
 
-    name = f"decode-{uuid.uuid4().hex}"  # never the old values of a file written anew
+    name = f"{DECODED}{uuid.uuid4().hex}"  # never the old values of a file written anew
     read = partial(_read_block, array)
     return da.map_blocks(read, chunks=whole, dtype=array.dtype, meta=_meta(array), name=name)
+
+
+def count_decoded(stack: xr.DataArray, *, at_once: int, in_rows: bool) -> int:
+    """Bytes of frames that are decoded whole and wait, besides what is cut from them, until all blocks have theirs.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray
+    at_once : int
+        Blocks that are worked on at once.
+    in_rows : bool
+        Whether blocks are rows of all frames, so that each needs some of all that is decoded.
+    """
+    data = stack.data
+    if not any(name.startswith(DECODED) for name in getattr(getattr(data, "dask", None), "layers", ())):
+        return 0
+    if data.npartitions == 1:  # decoded for each block anew
+        return at_once * stack.nbytes
+    piece = math.prod(data.chunksize) * data.dtype.itemsize
+    return stack.nbytes if in_rows else min(stack.nbytes, (at_once + 1) * piece)
 
 
 def _read_block(array: LazyArray, block_info: Any = None) -> np.ndarray:

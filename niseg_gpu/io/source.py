@@ -12,7 +12,9 @@ import numpy as np
 class LazyArray(Protocol):
     """An array on disk; indexing reads. Must be safe to index from several threads at once.
 
-    Where each frame may have a file of its own, ``take(frames)`` gives an array of those frames, in that order.
+    Where each frame may have a file of its own, ``take(frames)`` gives an array of those frames, in that order. What
+    stays in memory once it was read has an attribute ``kept``: ``mapped``, which the system takes back where it runs
+    short, or ``unpacked``.
     """
 
     shape: tuple[int, ...]

@@ -69,7 +69,7 @@ def open_inputs(spec: Input, *, clock: Clock, reading: bool = False) -> Inputs:
         clocked = replace(source, array=read(source.array, clock))
         # one chunk: each block then reads its own part, and nothing twice
         stack = as_stack(clocked, dims=dims, chunks=(-1,) * len(source.array.shape))
-        stacks[name] = stack.assign_attrs(role=name)
+        stacks[name] = stack.assign_attrs(role=name, kept=getattr(source.array, "kept", ""))
     return Inputs(**stacks)
 
 

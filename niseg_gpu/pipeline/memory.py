@@ -1,7 +1,6 @@
 """What a run holds in memory: arithmetic over shapes, dtypes and steps, with no data in sight.
 
-A run has phases: the blocks, the step that ends the pipeline, the report. What the allocator keeps of the blocks that
-are done with counts in the later ones too.
+A run has phases: the blocks, the step that ends the pipeline, the report. What one had is given back before the next.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ from niseg_gpu.pipeline.blocks import halo_of, lie_beside
 from niseg_gpu.pipeline.planes import PIXELS
 from niseg_gpu.stack import StackInfo, dtype_for_steps
 
-PIECE = 32 * 2**20  # bytes; what is larger glibc gives back to the system once it is freed
-SPARE, SPARE_LARGE = 1.3, 1.1  # times the arrays of a block, small or large: memory that threads cut up and keep
-DECODED = 1.9  # chunks that each thread of Zarr's may keep, which all take turns, however few are needed
-KEPT = 0.4  # of that is still there when the report is drawn
-PAGE, PAGE_WITH_FRAMES, PLANE = 40_000_000, 75_000_000, 52_000_000  # bytes: pictures are of one size for all data
-LITTLE = 25_000_000  # bytes: objects, and what threads' own stores keep of small things
+SPARE = 1.1  # times the arrays of the blocks in flight: gaps between them in the store of memory
+PAGE, PLANE = 40_000_000, 52_000_000  # bytes: the page with its maps and curves; counting a plane of spots
+DRAWN, DRAWN_PIXELS = 100, 600**2  # bytes a pixel of frames that are drawn, which are shrunk to so many pixels
+LITTLE = 25_000_000  # bytes: objects, threads' stacks
 FRAME = 20  # bytes a pixel of a frame: the sums of image, spots and mean image
 FRAME_WRITTEN = 36  # the same with their means, on their way to the disk
 CODED = 2  # copies of a block that is written: in the order of its chunk, and compressed
@@ -105,10 +102,11 @@ def count_host(
     base: int,
     last: tuple[Any, Mapping[str, Any]] | None,
     mapped: int = 0,
+    unpacked: int = 0,
+    decoded: int = 0,
     written: int = 0,
     n_planes: int,
     pictures_frames: bool,
-    decoders: int,
     backend: Any,
     fetched: bool = False,
 ) -> dict[str, dict[str, int]]:
@@ -128,40 +126,38 @@ def count_host(
         Files that it maps into its memory; the system takes that back where it runs short.
     last : (Op, parameters), optional
         The step that ends the pipeline.
+    unpacked : int
+        Files that can be unpacked only whole, and are kept so.
+    decoded : int
+        Frames that wait for blocks that need their rest.
     written : int
         Of the largest part of a block that is kept on disk.
     n_planes : int
         Steps whose pixels are sampled for the report, to be counted in a plane.
     pictures_frames : bool
         Whether the report shows some frames of the result.
-    decoders : int
-        Threads that read them.
     backend : Cpu or Gpu
     fetched : bool
         Whether the table is the host's, whatever the device.
     """
     on_host = not backend.has_bus
     arrays = max(way.peak if on_host else way.raw, (way.left if on_host else written) + CODED * written)
-    blocks = int((SPARE if way.largest <= PIECE else SPARE_LARGE) * arrays * at_once) + (way.once if on_host else 0)
+    blocks = int(SPARE * arrays * at_once) + (way.once if on_host else 0)
     frame = math.prod(image.shape[-2:])
     shared = {
         "process and libraries": base + LITTLE,
         "files mapped": mapped,
+        "files unpacked": unpacked,
         "sums and samples": FRAME * frame + 8 * n_planes * min(PIXELS, math.prod(image.shape)),
     }
     table, more = _count_last(image, last, backend=backend) if last and (on_host or fetched) else (0, 0)
     page = PAGE
-    if pictures_frames:
-        page = PAGE_WITH_FRAMES + int(DECODED * decoders * min(written, MAX_CHUNK_BYTES))
-    left = blocks if way.largest <= PIECE else 0
-    phases = {"blocks": {**shared, "blocks in flight": blocks, "table of spectra": table}}
+    if pictures_frames:  # each is read from a chunk that is decoded
+        page += DRAWN * min(frame, DRAWN_PIXELS) + 2 * min(written, MAX_CHUNK_BYTES)
+    phases = {"blocks": {**shared, "blocks in flight": blocks, "decoded frames": decoded, "table of spectra": table}}
     if last:
-        phases["last step"] = {**shared, "kept of the blocks": left, "table of spectra": table, "its own arrays": more}
-    phases["report"] = {
-        **shared,
-        "kept of the blocks": int(KEPT * left),
-        "pictures": max(page, PLANE if n_planes else 0),
-    }
+        phases["last step"] = {**shared, "table of spectra": table, "its own arrays": more}
+    phases["report"] = {**shared, "pictures": max(page, PLANE if n_planes else 0)}
     phases["report"]["sums and samples"] += (FRAME_WRITTEN - FRAME) * frame
     return phases
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from niseg_gpu.backend import CPU, count_cores, count_memory_limit
 from niseg_gpu.chunks import Region, widen
+from niseg_gpu.io.open import count_decoded
 from niseg_gpu.pipeline.blocks import PARTS, cut_blocks, halo_of
 from niseg_gpu.pipeline.engine import Stage
 from niseg_gpu.pipeline.memory import count_device, count_host, find_peak, follow_block
@@ -17,11 +17,10 @@ from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.plan import BlockPlan, Disk, Plan, Room, Seconds, StepPlan, find_problems
 from niseg_gpu.pipeline.run import Session, open_session
 from niseg_gpu.pipeline.steps import OPS
-from niseg_gpu.pipeline.trial import Trial, fit_for_trial, load_report, measure_base_memory, run_trial
+from niseg_gpu.pipeline.trial import Trial, fit_for_trial, load_report, run_trial
 from niseg_gpu.stack import StackInfo
 
 REPORT_BYTES = 10_000_000  # on disk: the page, pictures, small arrays
-MAPPED = (".npy", ".npz")  # files whose pages, or whose values, stay in this process
 
 
 def plan_pipeline(pipeline: Pipeline) -> Plan:
@@ -46,8 +45,8 @@ def plan_pipeline(pipeline: Pipeline) -> Plan:
     load_report()
     stages = fit_for_trial(session)
     regions = cut_blocks(session.inputs.sample, stages, whole=session.whole, parts=PARTS * session.workers)
-    trial = run_trial(session, stages, regions)
-    return make_plan(session, stages, regions, trial, base=measure_base_memory())
+    trial, base = run_trial(session, stages, regions)
+    return make_plan(session, stages, regions, trial, base=base)
 
 
 def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Region], trial: Trial, *, base: int) -> Plan:
@@ -74,18 +73,20 @@ def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
     seconds = estimate_seconds(session, regions, trial)
     disk = _plan_disk(session, stages, trial)
     inputs = [stack for stack in (sample, *session.inputs.references.values()) if stack is not None]
-    mapped = sum(s.nbytes for s in inputs if str((s.attrs.get("files") or [""])[0]).lower().endswith(MAPPED))
+    kept = {how: sum(stack.nbytes for stack in inputs if stack.attrs["kept"] == how) for how in ("mapped", "unpacked")}
+    in_rows = len(regions) > 1 and regions[0][-2] != regions[1][-2]
+    read_beside = [stack for stack in inputs if stack is sample or ("tof" in sample.dims and "tof" in stack.dims)]
     host = count_host(
         image,
         way,
         at_once=at_once,
-        base=base,
-        mapped=mapped,
+        base=base - kept["unpacked"],  # the trial has done so
+        **kept,
+        decoded=sum(count_decoded(stack, at_once=at_once, in_rows=in_rows) for stack in read_beside),
         last=last,
         written=max([n // len(regions) for name, n in disk.arrays.items() if name in ("image", "spots")], default=0),
         n_planes=sum(stage.op.plane is not None and stage.op.plane(**stage.state) is not None for stage in stages),
         pictures_frames="image" in disk.arrays and "tof" not in image.dims,
-        decoders=min(32, (os.cpu_count() or 1) + 4),  # as the standard library has them
         backend=backend,
         fetched=session.pipeline.compute.cluster is not None,
     )
@@ -104,7 +105,7 @@ def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
         gpu,
         disk,
         seconds,
-        tuple(find_problems(room, gpu, disk, workers=at_once, mapped=mapped)),
+        tuple(find_problems(room, gpu, disk, workers=at_once, mapped=kept["mapped"])),
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from niseg_gpu.backend import count_cores, select
 from niseg_gpu.io.folders import check_folder
 from niseg_gpu.io.unfinished import unfinished_folder
+from niseg_gpu.malloc import give_back
 from niseg_gpu.pipeline.checkpoint import CHECKPOINT, RESULTS, Checkpoint, check_finished, identify_run
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.clusters import cluster, write_clusters
@@ -212,6 +213,7 @@ def write_results(session: Session, folder: Path, *, ledger: Ledger, quiet: bool
         group = open_group(folder / RESULTS, applied, ledger=ledger)
         table, sums = store_blocks(session, applied, group, ledger=ledger, quiet=quiet)
     ledger.keep()
+    give_back()  # what the blocks had, before k-means and the report want theirs
     _write_coords(group, applied.image)
     pictured = applied.mean_image if applied.mean_image is not None else applied.image
     mean = sums["mean_image" if applied.mean_image is not None else "image"].mean()
@@ -228,6 +230,8 @@ def write_results(session: Session, folder: Path, *, ledger: Ledger, quiet: bool
         results["labels"] = write_clusters(
             group, found, applied.image, folder=folder, arrays=session.pipeline.output.arrays
         )
+    del table
+    give_back()
     return results
 
 

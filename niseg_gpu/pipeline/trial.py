@@ -5,7 +5,6 @@ They go the way of a run, but the results stay in memory and are thrown away.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import sys
@@ -20,6 +19,7 @@ from niseg_gpu.backend import limit_threads
 from niseg_gpu.chunks import Region
 from niseg_gpu.kmeans.cluster import draw_starts, hold_rows
 from niseg_gpu.kmeans.lloyd import assign, measure_points
+from niseg_gpu.malloc import give_back, keeping_little
 from niseg_gpu.pipeline.clock import measure_peak_memory
 from niseg_gpu.pipeline.engine import Applied, Stage
 from niseg_gpu.pipeline.ledger import Ledger
@@ -87,8 +87,10 @@ def fit_for_trial(session: Session) -> list[Stage]:
     return session.engine.fit(session.inputs.sample, steps, reading=True, **references)
 
 
-def run_trial(session: Session, stages: Sequence[Stage], regions: Sequence[Region]) -> Trial:
+def run_trial(session: Session, stages: Sequence[Stage], regions: Sequence[Region]) -> tuple[Trial, int]:
     """Take the first block through all steps; then it and, where that was fast, several more at once, timed.
+
+    Between the two, what the process holds with all libraries and kernels loaded is measured: it comes back in bytes.
 
     Parameters
     ----------
@@ -99,9 +101,11 @@ def run_trial(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
         All blocks.
     """
     start = time.perf_counter()
-    _take_blocks(session, stages, regions[:1])  # what compiles, compiles here
-    slow = time.perf_counter() - start > LONG_S
-    return _take_blocks(session, stages, regions[: 1 if slow else min(session.workers, MOST_BLOCKS)])
+    with keeping_little():  # or what threads keep of the block would count as base
+        _take_blocks(session, stages, regions[:1])  # what compiles, compiles here
+        slow = time.perf_counter() - start > LONG_S
+        base = measure_base_memory()
+    return _take_blocks(session, stages, regions[: 1 if slow else min(session.workers, MOST_BLOCKS)]), base
 
 
 def _take_blocks(session: Session, stages: Sequence[Stage], regions: Sequence[Region]) -> Trial:
@@ -182,9 +186,6 @@ def measure_base_memory() -> int:
     gc.collect()
     if sys.platform != "linux":
         return measure_peak_memory()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another C library: what it keeps counts too
+    give_back()
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
