@@ -142,7 +142,7 @@ def count_host(
     """
     on_host = not backend.has_bus
     arrays = max(way.peak if on_host else way.raw, (way.left if on_host else written) + CODED * written)
-    blocks = int(SPARE * arrays * at_once) + (way.once if on_host else 0)
+    blocks = int(SPARE * (arrays * at_once + (way.once if on_host else 0)))
     frame = math.prod(image.shape[-2:])
     shared = {
         "process and libraries": base + LITTLE,

@@ -128,7 +128,10 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that `plan_pipeline` finds out; `problems` is empty where the run fits."""
+    """All that `plan_pipeline` finds out.
+
+    `problems` is empty where the run fits; `unknown` says what memory there is no figure for.
+    """
 
     input_bytes: int
     steps: tuple[StepPlan, ...]
@@ -140,6 +143,7 @@ class Plan:
     disk: Disk
     seconds: Seconds
     problems: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
 
     def as_mapping(self) -> dict[str, Any]:
         """Everything by name, ready for JSON."""

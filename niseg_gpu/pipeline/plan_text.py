@@ -28,6 +28,7 @@ def format_plan(plan: Plan) -> str:
         f"blocks  {blocks.number} of {_axes(dims, blocks.shape)}{border}; {blocks.workers} at once",
         *_tell_room("memory", plan.host),
         *(_tell_room("GPU", plan.gpu) if plan.gpu else []),
+        *(f"        no figure {what}" for what in plan.unknown),
         f"disk    {tell_bytes(plan.disk.most)} at most, compressed about {tell_bytes(plan.disk.expected)}; "
         f"{tell_bytes(plan.disk.free)} free there",
         f"time    {_tell_time(plan.seconds)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from niseg_gpu.backend import CPU, count_cores, count_memory_limit
@@ -18,6 +18,7 @@ from niseg_gpu.pipeline.plan import BlockPlan, Disk, Plan, Room, Seconds, StepPl
 from niseg_gpu.pipeline.run import Session, open_session
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.pipeline.trial import Trial, fit_for_trial, load_report, run_trial
+from niseg_gpu.report import tell_bytes
 from niseg_gpu.stack import StackInfo
 
 REPORT_BYTES = 10_000_000  # on disk: the page, pictures, small arrays
@@ -106,7 +107,21 @@ def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
         disk,
         seconds,
         tuple(find_problems(room, gpu, disk, workers=at_once, mapped=kept["mapped"])),
+        tuple(_tell_unknown(session, room)),
     )
+
+
+def _tell_unknown(session: Session, host: Room) -> Iterator[str]:
+    """What memory no figure is given for."""
+    if session.pipeline.compute.cluster is not None:
+        shared = host.phases["last step"]["table of spectra"] + host.phases["last step"]["its own arrays"]
+        yield (
+            f"of the workers' memory: they share {tell_bytes(shared)} of spectra and what k-means needs with them, and "
+            "each holds its libraries besides, and what Dask has on the way"
+        )
+    averaged = [s for s in session.inputs.references.values() if s is not None and s.ndim == 3 and "tof" not in s.dims]
+    if averaged and any(step.name == "normalize" for step in session.local_steps):
+        yield "for the averages of the open beam and the dark current, taken first; large frames may need more"
 
 
 def _lengths(region: Region) -> tuple[int, ...]:

@@ -133,7 +133,7 @@ def predict_unet(
         image = xp.where(bad, xp.asarray(model.normalisation.fill, dtype=image.dtype), image)
     values = _pad(read_channels(image, model.normalisation), config, xp=xp)
     values = xp.reshape(values, (-1, *values.shape[-1 - dims :]))
-    run = Run(**{**backend.network, **({} if precision == "auto" else {"dtype": precision})})
+    run = _run_of(backend, precision)
     with _device:
         job = _prepare(backend, model, run, values, dtype=kept, pixels=tile_pixels)
         backend.make_room(job.memory.total)
@@ -145,13 +145,26 @@ def predict_unet(
     return found
 
 
-def plan_memory(image: Any, model: UNetModel, *, result: str = "labels", tile_pixels: int | None = None) -> Memory:
+def plan_memory(
+    image: Any,
+    model: UNetModel,
+    *,
+    result: str = "labels",
+    flips: bool = False,
+    precision: str = "auto",
+    tile_pixels: int | None = None,
+) -> Memory:
     """Return what `predict_unet` would hold on the image's device; compiles the network, and computes nothing."""
     backend, dims = backend_of(image), model.config.spatial_dims
     values = _pad(read_channels(image, model.normalisation), model.config, xp=backend.xp)
     values = backend.xp.reshape(values, (-1, *values.shape[-1 - dims :]))
     dtype = np.dtype(np.uint8 if result == "labels" else np.float16)
-    return _prepare(backend, model, Run(**backend.network), values, dtype=dtype, pixels=tile_pixels).memory
+    memory = _prepare(backend, model, _run_of(backend, precision), values, dtype=dtype, pixels=tile_pixels).memory
+    return memory._replace(tile=2 * memory.tile) if flips else memory  # turned over, and what comes of that
+
+
+def _run_of(backend: Any, precision: str) -> Run:
+    return Run(**{**backend.network, **({} if precision == "auto" else {"dtype": precision})})
 
 
 def _pad(values: Any, config: UNetConfig, *, xp: Any) -> Any:

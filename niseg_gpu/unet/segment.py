@@ -15,6 +15,8 @@ from niseg_gpu.findings import count
 from niseg_gpu.stack import NamesFile
 from niseg_gpu.unet.folder import UNetModel, load_unet
 
+LOADING = 25_000_000  # bytes, about: while JAX loads a compiled program
+
 
 def fit_segment_unet(
     before: Any,
@@ -117,5 +119,6 @@ def memory_segment_unet(info: Any, *, backend: Any, model: UNetModel, **options:
     """What it holds: each block its channels and result; the network, compiled for that, works on one at a time."""
     from niseg_gpu.unet.predict import plan_memory
 
-    held = plan_memory(backend.xp.zeros(info.shape, dtype=info.dtype), model, result=options.get("result", "labels"))
-    return Work(held.volume + held.result, held.weights + held.tile + held.network)
+    options.pop("threshold", None)
+    held = plan_memory(backend.xp.zeros(info.shape, dtype=info.dtype), model, **options)
+    return Work(held.volume + held.result, held.weights + held.tile + held.network + LOADING)
