@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from niseg_gpu.errors import UserError
@@ -27,11 +27,12 @@ log = logging.getLogger("niseg_gpu")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Lazy stacks; a reference that was not given is None."""
+    """Lazy stacks; a reference that was not given is None. Of what stays in memory once read, `kept` has the bytes."""
 
     sample: xr.DataArray
     open_beam: xr.DataArray | None = None
     dark: xr.DataArray | None = None
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def references(self) -> dict[str, Any]:
@@ -62,15 +63,17 @@ def open_inputs(spec: Input, *, clock: Clock, reading: bool = False) -> Inputs:
         sources = _open_sources(spec)
     if reading:
         read_ahead(dict.fromkeys(name for source in sources.values() for name in source.files))
-    stacks = {}
+    stacks, kept = {}, dict[str, int]()
     for name, source in _treat(sources, spec, clock=clock).items():
         dims = spec.dims if name == "sample" or len(spec.dims or ()) == len(source.array.shape) else None
         read = _Advised if spec.bad_frames == "error" and has_frames(source) else Clocked
         clocked = replace(source, array=read(source.array, clock))
         # one chunk: each block then reads its own part, and nothing twice
         stack = as_stack(clocked, dims=dims, chunks=(-1,) * len(source.array.shape))
-        stacks[name] = stack.assign_attrs(role=name, kept=getattr(source.array, "kept", ""))
-    return Inputs(**stacks)
+        stacks[name] = stack.assign_attrs(role=name)
+        if how := getattr(source.array, "kept", ""):
+            kept[how] = kept.get(how, 0) + stack.nbytes
+    return Inputs(**stacks, kept=kept)
 
 
 def _open_sources(spec: Input) -> dict[str, Source]:

@@ -74,7 +74,7 @@ def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
     seconds = estimate_seconds(session, regions, trial)
     disk = _plan_disk(session, stages, trial)
     inputs = [stack for stack in (sample, *session.inputs.references.values()) if stack is not None]
-    kept = {how: sum(stack.nbytes for stack in inputs if stack.attrs["kept"] == how) for how in ("mapped", "unpacked")}
+    kept = {"mapped": 0, "unpacked": 0, **session.inputs.kept}
     in_rows = len(regions) > 1 and regions[0][-2] != regions[1][-2]
     read_beside = [stack for stack in inputs if stack is sample or ("tof" in sample.dims and "tof" in stack.dims)]
     host = count_host(
