@@ -73,9 +73,8 @@ def open_points(
         if client is not None:
             return spread_points(client, array, axis=axis, map_shape=map_shape, device=device, kernels=kernels)
         backend = choose_backend(array, device=device, kernels=kernels)
-        beside = LABEL_BYTES if backend.has_bus else beside  # that memory has labels, and nothing else of each pixel
         how = {"backend": backend, "budget": memory_budget, "beside": beside, "workers": workers}
-        return _open_lazy(array, axis, map_shape, **how)
+        return open_lazy(array, axis=axis, **how)
     backend = with_kernels(backend_of(array), kernels)
     pixel_bytes = array.shape[axis] * array.dtype.itemsize
     part_bytes = choose_part_bytes(array.nbytes, workers=workers) if backend.threads > 1 else array.nbytes
@@ -138,10 +137,30 @@ def choose_backend(array: Any, *, device: str, kernels: str) -> Any:
     return with_kernels(GPU, kernels) if kind == "cupy" else select(device, kernels=kernels)[0]
 
 
-def _open_lazy(
-    array: Any, axis: int, map_shape: tuple[int, ...], *, backend: Any, budget: int | None, beside: int, workers: int
-) -> Points:
+def open_lazy(
+    array: Any,
+    *,
+    axis: int,
+    backend: Any,
+    budget: int | None = None,
+    beside: int = 2 * LABEL_BYTES,
+    workers: int,
+) -> LocalPoints:
+    """Make points of an array that is read part by part: what the device has no room for in each pass.
+
+    Parameters
+    ----------
+    array : Dask array or ScratchRows
+    axis : int
+        Of the features.
+    backend : Cpu or Gpu
+        Where the parts are worked on.
+    budget, beside, workers
+        As `memory_budget`, `beside` and `workers` of `open_points`.
+    """
+    map_shape = array.shape[:axis] + array.shape[axis + 1 :]
     budget = backend.count_memory() // 2 if budget is None else int(budget)
+    beside = LABEL_BYTES if backend.has_bus else beside  # that memory has labels, and nothing else of each pixel
     pixels = math.prod(map_shape)
     pixel_bytes = array.shape[axis] * array.dtype.itemsize
     workers = min(workers, backend.threads)
@@ -154,13 +173,13 @@ def _open_lazy(
             f"{int((2 * at_once * pixel_bytes + beside * pixels) / (1 - SPARE)) + 1} at least"
         )
     part_bytes = choose_part_bytes(pixels * pixel_bytes, workers=workers, most=min(PART_BYTES, left // (2 * at_once)))
-    chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis]
+    chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis] if hasattr(array, "chunks") else None
     regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
     largest = max(math.prod(s.stop - s.start for s in region) for region in regions) * pixel_bytes
     # on the host as much again as is at work: what a thread has freed the allocator may not use for another
     at_work = at_once * largest * (1 if backend.has_bus else 2)
     keep = int((left - at_work) * (1 - MEMORY_SHARE))
-    times = count_times_read(array, regions, axis=axis)
+    times = 1 if chunks is None else count_times_read(array, regions, axis=axis)
     if times > OFTEN:
         nbytes, chunk = pixels * pixel_bytes, math.prod(map(max, array.chunks)) * array.dtype.itemsize
         # a chunk at work lies there twice: as it is computed, and turned round

@@ -10,6 +10,7 @@ import numpy as np
 
 from niseg_gpu.backend import CPU, count_cores
 from niseg_gpu.errors import UserError
+from niseg_gpu.kmeans.arrays import open_lazy
 from niseg_gpu.kmeans.lloyd import Measure, assign, measure_points, read_labels, run_lloyd
 from niseg_gpu.kmeans.points import LocalPoints, Part, choose_part_bytes, cut_map
 from niseg_gpu.kmeans.seeding import is_method, read_centroids, seed_centroids
@@ -151,8 +152,13 @@ def _draw_sample(points: Any, measure: Measure, size: int, random_state: np.rand
 
 
 def hold_rows(rows: Any, *, backend: Any, workers: int | None = None) -> LocalPoints:
-    """Points over a table (n, features) in memory, with labels of their own."""
+    """Points over a table (n, features), with labels of their own.
+
+    What of a table in a file the device has no room for is read in each pass.
+    """
     workers = workers or count_cores()
+    if hasattr(rows, "compute"):
+        return open_lazy(rows, axis=1, backend=backend, workers=workers)
     n, features = rows.shape
     pixel_bytes = features * rows.dtype.itemsize
     # one part for a device that is parallel itself

@@ -12,7 +12,7 @@ import numpy as np
 from niseg_gpu.errors import UserError
 from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.lloyd import measure_points
-from niseg_gpu.kmeans.table import BLOCK_PIXELS, PixelTable
+from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pixel_features import SPECTRUM, check_feature, compute_pixel_features, standardize
 
 
@@ -65,32 +65,33 @@ def add_features(
     if not table.extras:
         return 1.0
     backend, xp = table.backend, table.backend.xp
-    spectra, weights = table.rows[:, : table.n_features], dict(features or {})
-    factor = weights.pop(SPECTRUM, 1.0) / _spread_of(table, spectra, workers)
+    weights = dict(features or {})
+    factor = weights.pop(SPECTRUM, 1.0) / _spread_of(table, workers)
     rows = [xp.reshape(backend.from_host(_open_image(path, table.map_shape)), (1, -1)) for path in images or {}]
     if weights:
-        mean = _mean_image(table, spectra)
+        mean = _mean_image(table)
         rows.insert(0, compute_pixel_features(mean, list(weights), smooth_sigma_px=smooth_sigma_px))
     columns = xp.concatenate(rows)
     table.valid &= backend.to_host(xp.all(xp.isfinite(columns), axis=0))
     scaled = standardize(columns, [*weights.values(), *(images or {}).values()], valid=backend.from_host(table.valid))
-    for start in range(0, len(spectra), BLOCK_PIXELS):
-        piece = slice(start, start + BLOCK_PIXELS)
-        spectra[piece] *= np.float32(factor)
-        table.rows[piece, table.n_features :] = scaled[:, piece].T
+    for piece in table.pieces():
+        block = table.read(piece)
+        block[:, : table.n_features] *= np.float32(factor)
+        block[:, table.n_features :] = scaled[:, piece].T
+        table.write(piece, block)
     return factor
 
 
-def _spread_of(table: PixelTable, spectra: Any, workers: int | None) -> float:
+def _spread_of(table: PixelTable, workers: int | None) -> float:
     """Root of the summed variances of the bins; 1 where nothing varies."""
-    measure = measure_points(hold_rows(spectra, backend=table.backend, workers=workers))
+    measure = measure_points(hold_rows(table.spectra, backend=table.backend, workers=workers))
     return math.sqrt(measure.total / measure.n) if measure.n and measure.total > 0 else 1.0
 
 
-def _mean_image(table: PixelTable, spectra: Any) -> Any:
+def _mean_image(table: PixelTable) -> Any:
     xp = table.backend.xp
-    pieces = [xp.mean(spectra[i : i + BLOCK_PIXELS], axis=1) for i in range(0, len(spectra), BLOCK_PIXELS)]
-    return xp.reshape(xp.concatenate(pieces), table.map_shape)
+    means = [xp.mean(table.read(piece)[:, : table.n_features], axis=1) for piece in table.pieces()]
+    return xp.reshape(xp.concatenate(means), table.map_shape)
 
 
 def _open_image(path: str, map_shape: tuple[int, ...]) -> np.ndarray:

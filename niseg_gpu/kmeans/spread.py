@@ -75,7 +75,7 @@ def scatter_points(client: Any, rows: np.ndarray, *, device: str, kernels: str) 
     Parameters
     ----------
     client : distributed.Client
-    rows : (n, features) ndarray
+    rows : (n, features) ndarray or ScratchRows
     device, kernels : str
         As for `spread_points`.
     """
@@ -85,10 +85,14 @@ def scatter_points(client: Any, rows: np.ndarray, *, device: str, kernels: str) 
     for worker, numbers in zip(workers, np.array_split(np.arange(len(regions)), len(workers)), strict=True):
         if len(numbers):
             homes[worker] = numbers.tolist()
-            pieces = [rows[regions[i]] for i in homes[worker]]
+            pieces = [_read(rows[regions[i]]) for i in homes[worker]]
             blocks += client.scatter(pieces, workers=[worker], direct=True, hash=False)
     shape = {"map_shape": (n,), "n_features": features}
     return _build(client, blocks, homes, regions, axis=1, device=device, kernels=kernels, **shape)
+
+
+def _read(rows: Any) -> np.ndarray:
+    return rows.compute() if hasattr(rows, "compute") else rows
 
 
 def collect(client: Any, jobs: Any, *, workers: Iterable[str] = (), mend: str = LOST) -> Any:

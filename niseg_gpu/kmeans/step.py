@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from niseg_gpu.kmeans.cluster import check_number, cluster_points, cluster_with_
 from niseg_gpu.kmeans.compare import Trial, try_numbers
 from niseg_gpu.kmeans.extras import add_features, check_extras, count_extras
 from niseg_gpu.kmeans.seeding import count_candidates, is_method, read_centroids
-from niseg_gpu.kmeans.table import BLOCK_PIXELS, PixelTable, choose_dtype
+from niseg_gpu.kmeans.table import SHARE, PixelTable, choose_dtype, count_table_bytes
 from niseg_gpu.stack import NamesFile
 
 Number = Annotated[int, Ge(1), Le(65_534)]
@@ -67,10 +68,17 @@ class KMeansResult:
         return len(self.pixels)
 
 
-def open_table(backend: Any, stack: Any, *, features: Any = None, images: Any = None, **_: Any) -> PixelTable:
-    """An empty table for a stack's blocks, given the step's parameters."""
-    extras = count_extras(features, images)
-    return PixelTable(backend, shape=stack.shape, features="tof" in stack.dims, dtype=stack.dtype, extras=extras)
+def open_table(
+    backend: Any, stack: Any, *, folder: Path | None = None, features: Any = None, images: Any = None, **_: Any
+) -> PixelTable:
+    """An empty table for a stack's blocks, given the step's parameters; in a file where a folder for it is given."""
+    shape = {"shape": stack.shape, "features": "tof" in stack.dims, "dtype": stack.dtype}
+    return PixelTable(backend, **shape, extras=count_extras(features, images), folder=folder)
+
+
+def is_table_large(backend: Any, info: Any, *, features: Any = None, images: Any = None, **_: Any) -> bool:
+    """Whether a stack's table belongs in a file, given the step's parameters."""
+    return count_table_bytes(info, extras=count_extras(features, images)) > SHARE * backend.count_memory()
 
 
 def fit_kmeans(
@@ -99,7 +107,7 @@ def fit_kmeans(
     workers : int, optional
         Threads; all cores by default.
     spread : callable, optional
-        Makes points elsewhere of the table's rows, to be gone over there.
+        Makes points of the table's rows, to be gone over elsewhere.
     n_clusters : int or list of int
         Number of clusters. Of several, the first is taken, and the others are tried beside it on the same data.
     seed : int
@@ -137,7 +145,8 @@ def fit_kmeans(
     check_number(max(numbers), int(table.valid.sum()))
     rows = table.compact()
     points = spread(rows) if spread else hold_rows(rows, backend=table.backend, workers=workers)
-    cluster = cluster_with_library if table.backend.kernels == "library" and not spread else cluster_points
+    in_memory = not spread and not table.in_file
+    cluster = cluster_with_library if table.backend.kernels == "library" and in_memory else cluster_points
 
     def run(number: int) -> Any:
         drawn = np.random.RandomState(seed)
@@ -145,18 +154,18 @@ def fit_kmeans(
         return cluster(points, n_clusters=number, max_iter=max_iter, tol=tol, **start)
 
     trials = try_numbers(points, numbers, run, seed=seed, init=init)
-    found, *others = (_result(table, trial, rows, factor, deviations=deviations) for trial in trials)
+    found, *others = (_result(table, trial, factor, deviations=deviations) for trial in trials)
     return replace(found, others=tuple(others))
 
 
-def _result(table: PixelTable, trial: Trial, rows: Any, factor: float, *, deviations: bool) -> KMeansResult:
+def _result(table: PixelTable, trial: Trial, factor: float, *, deviations: bool) -> KMeansResult:
     """The result in the map's shape and the stack's units, without extra features."""
     k, found, bins = trial.n_clusters, trial.clusters, table.n_features
     dtype = np.uint8 if k < 255 else np.uint16
     labels = np.full(len(table.valid), np.iinfo(dtype).max, dtype)
     labels[table.valid] = trial.labels
     labels = labels.reshape(table.map_shape)
-    spread = _measure_deviations(table, rows, trial) / factor if deviations else None
+    spread = _measure_deviations(table, trial) / factor if deviations else None
     return KMeansResult(
         labels,
         found.centroids[:, :bins] / np.float32(factor),
@@ -171,14 +180,13 @@ def _result(table: PixelTable, trial: Trial, rows: Any, factor: float, *, deviat
     )
 
 
-def _measure_deviations(table: PixelTable, rows: Any, trial: Trial) -> np.ndarray:
+def _measure_deviations(table: PixelTable, trial: Trial) -> np.ndarray:
     """Standard deviation of each bin over the pixels of each cluster, summed in float64 from the mean."""
     backend, xp, bins = table.backend, table.backend.xp, table.n_features
     means, labels = backend.from_host(trial.clusters.spectra[:, :bins]), backend.from_host(trial.labels)
     sums = np.zeros((trial.n_clusters, bins))
-    for start in range(0, len(rows), BLOCK_PIXELS):
-        piece = slice(start, start + BLOCK_PIXELS)
-        squares = (xp.astype(rows[piece, :bins], xp.float32) - means[labels[piece]]) ** 2
+    for piece in table.pieces(len(labels)):
+        squares = (xp.astype(table.read(piece)[:, :bins], xp.float32) - means[labels[piece]]) ** 2
         sums += backend.to_host(backend.sum_by_label(squares, labels[piece], n_labels=trial.n_clusters))
     return np.sqrt(sums / np.maximum(trial.clusters.sizes, 1)[:, None])
 

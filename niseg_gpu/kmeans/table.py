@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.scratch import ScratchRows
 
 BLOCK_PIXELS = 2_048
+SHARE = 0.6  # of the device's memory: the rest is for blocks in flight, labels, the system
 
 
 def number_pixels(where: tuple[slice, ...], map_shape: tuple[int, ...]) -> slice | np.ndarray:
@@ -42,8 +45,17 @@ def count_row_bytes(backend: Any, features: int, dtype: Any) -> int:
     return backend.empty_rows(1, features, dtype).strides[0]
 
 
+def count_table_bytes(info: Any, *, extras: int, backend: Any) -> int:
+    """Bytes of the table of a stack on a device, with its extra columns."""
+    bins = info.sizes.get("tof", 1)
+    row = count_row_bytes(backend, bins + extras, choose_dtype(info.dtype, extras=extras))
+    return math.prod(info.shape) // bins * row
+
+
+
+
 class PixelTable:
-    """Spectra gathered block by block as rows (pixels, features), one after another.
+    """Spectra gathered block by block as rows (pixels, features), one after another, in memory or in a file.
 
     A target for writes by region of a (features, Y, X) or (Z, Y, X) stack; writes of disjoint regions may run at once.
 
@@ -58,30 +70,43 @@ class PixelTable:
         Of the stack. Integers of 8 and 16 bit stay what they are, all else becomes float32.
     extras : int
         Columns to leave free behind the spectrum, for other features; then the table is float32.
+    folder : Path, optional
+        Of the file that the table goes to where it need not fit in memory; then `backend` is the host's.
 
     Raises
     ------
     UserError
-        The table is larger than the device's memory.
+        The table is larger than the device's memory, or than the room on disk.
     """
 
     def __init__(
-        self, backend: Any, *, shape: tuple[int, ...], features: bool, dtype: Any = np.float32, extras: int = 0
+        self,
+        backend: Any,
+        *,
+        shape: tuple[int, ...],
+        features: bool,
+        dtype: Any = np.float32,
+        extras: int = 0,
+        folder: Path | None = None,
     ) -> None:
         self.backend = backend
         self.map_shape = shape[1:] if features else shape
         self.features = features
         pixels, kept = math.prod(self.map_shape), choose_dtype(dtype, extras=extras)
         self.n_features, self.extras = shape[0] if features else 1, extras
-        needed = pixels * count_row_bytes(backend, self.n_features + extras, kept)
-        there = backend.count_memory()
-        if needed > there:
-            raise UserError(
-                f"kmeans gathers all spectra in memory, {needed / 1e9:.3g} GB, and the {backend.name} has "
-                f"{there / 1e9:.3g} GB; rebin or crop, or take niseg_gpu.KMeans on a Dask array, which reads anew what "
-                "does not fit"
-            )
-        self.rows = backend.empty_rows(pixels, self.n_features + extras, kept)
+        self.in_file = folder is not None
+        if folder is not None:
+            self.rows = ScratchRows(folder, shape=(pixels, self.n_features + extras), dtype=kept)
+        else:
+            needed = pixels * count_row_bytes(backend, self.n_features + extras, kept)
+            there = backend.count_memory()
+            if needed > there:
+                raise UserError(
+                    f"kmeans gathers all spectra in memory, {needed / 1e9:.3g} GB, and the {backend.name} has "
+                    f"{there / 1e9:.3g} GB; rebin or crop, or take niseg_gpu.KMeans on a Dask array, which reads anew "
+                    "what does not fit"
+                )
+            self.rows = backend.empty_rows(pixels, self.n_features + extras, kept)
         self.valid = np.zeros(pixels, dtype=bool)
 
     @property
@@ -89,26 +114,45 @@ class PixelTable:
         """The table without its extra columns."""
         return self.rows[:, : self.n_features]
 
+    def pieces(self, n: int | None = None) -> list[slice]:
+        """All rows, or the first `n`, some at a time."""
+        n = len(self.valid) if n is None else n
+        return [slice(start, min(start + BLOCK_PIXELS, n)) for start in range(0, n, BLOCK_PIXELS)]
+
+    def read(self, piece: slice) -> Any:
+        """Some rows on the device: a view where they lie in memory."""
+        rows = self.rows[piece]
+        return rows.compute() if self.in_file else rows
+
+    def write(self, piece: slice, block: Any) -> None:
+        """Put rows back that were read and changed in place."""
+        if self.in_file:
+            self.rows[piece] = block
+
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
         xp = self.backend.xp
-        if self.features and block.shape[0] != self.spectra.shape[1]:
-            raise ValueError(f"block of {block.shape[0]} features for a table of {self.spectra.shape[1]}")
+        if self.features and block.shape[0] != self.n_features:
+            raise ValueError(f"block of {block.shape[0]} features for a table of {self.n_features}")
         where = region[1:] if self.features else region
         index = number_pixels(where, self.map_shape)
         flat = xp.reshape(block, (block.shape[0], -1)) if self.features else xp.reshape(block, (1, -1))
-        write_pixels(flat, self.spectra, index, backend=self.backend)
+        if self.in_file:
+            block = np.zeros((flat.shape[1], self.n_features + self.extras), self.rows.dtype)
+            self.backend.write_spectra(flat, block[:, : self.n_features])
+            self.rows[index] = block
+        else:
+            write_pixels(flat, self.spectra, index, backend=self.backend)
         # what is kept as integers has no NaN, and its sum may wrap
-        finite = self.spectra.dtype.kind != "f" or self.backend.to_host(xp.isfinite(xp.sum(flat, axis=0)))
+        finite = self.rows.dtype.kind != "f" or self.backend.to_host(xp.isfinite(xp.sum(flat, axis=0)))
         self.valid[index] = finite
 
     def compact(self) -> Any:
-        """Move the rows with data to the front, in place, a piece at a time; return the view of them."""
+        """Move the rows with data to the front, in place, a piece at a time; return that part of the table."""
         if self.valid.all():
             return self.rows
         end = 0
-        for start in range(0, len(self.valid), BLOCK_PIXELS):
-            keep = np.flatnonzero(self.valid[start : start + BLOCK_PIXELS])
-            piece = self.rows[start : start + BLOCK_PIXELS][self.backend.xp.asarray(keep)]
-            self.rows[end : end + len(keep)] = piece
+        for piece in self.pieces():
+            keep = np.flatnonzero(self.valid[piece])
+            self.rows[end : end + len(keep)] = self.read(piece)[self.backend.xp.asarray(keep)]
             end += len(keep)
         return self.rows[:end]

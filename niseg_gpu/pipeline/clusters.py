@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from niseg_gpu.backend import limit_threads
 from niseg_gpu.cluster_quality import EDGE_SHARE, FEW
 from niseg_gpu.io.staged import staged
+from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.spread import scatter_points
 from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
 from niseg_gpu.kmeans.table import PixelTable
@@ -36,6 +38,8 @@ def cluster(session: Session, table: PixelTable) -> KMeansResult:
     if session.client is not None:
         compute = session.pipeline.compute
         spread = partial(scatter_points, session.client, device=compute.device, kernels=compute.kernels)
+    elif table.in_file:
+        spread = partial(hold_rows, backend=session.engine.backend, workers=session.workers)
     with limit_threads(session.workers), session.clock.timing(step.name, table.rows.nbytes):
         found = fit_kmeans(table, session.workers, spread, **step.parameters)
         session.engine.backend.synchronize()
@@ -46,6 +50,9 @@ def cluster(session: Session, table: PixelTable) -> KMeansResult:
 def _findings(
     found: KMeansResult, table: PixelTable, *, max_iter: int, tol: float, **_: Any
 ) -> Iterator[tuple[str, int]]:
+    if table.in_file:
+        megabytes = math.ceil(table.rows.nbytes / 1e6)
+        yield "MB of spectra kept in a file, for they are large for the memory: each pass reads what is left", megabytes
     missing = int((~table.valid).sum())
     if missing:
         yield "pixels without data, in no cluster", missing

@@ -9,16 +9,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niseg_gpu.backend import count_cores, select
+from niseg_gpu.backend import CPU, count_cores, select
 from niseg_gpu.io.folders import check_folder
 from niseg_gpu.io.unfinished import unfinished_folder
+from niseg_gpu.kmeans.step import is_table_large
 from niseg_gpu.malloc import give_back
 from niseg_gpu.pipeline.checkpoint import CHECKPOINT, RESULTS, Checkpoint, check_finished, identify_run
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
@@ -47,13 +48,17 @@ log = logging.getLogger("niseg_gpu")
 
 @dataclass(frozen=True)
 class Session:
-    """One run's choices: device, threads, clock, opened inputs; a client where k-means has workers of its own."""
+    """One run's choices: device, threads, clock, opened inputs; a client where k-means has workers of its own.
+
+    `table_is_large` says that the spectra for the last step belong in a file, for the memory does not hold them.
+    """
 
     pipeline: Pipeline
     engine: Engine
     reason: str
     inputs: Inputs
     client: Any = None
+    table_is_large: bool = False
 
     @property
     def workers(self) -> int:
@@ -91,8 +96,12 @@ def open_session(pipeline: Pipeline, *, client: Any = None, reading: bool = True
     engine = Engine(backend, bad_values=pipeline.input.bad_values, workers=workers)
     inputs = open_inputs(pipeline.input, clock=engine.clock, reading=reading)
     session = Session(pipeline, engine, reason, inputs, client)
-    check_steps(session)
-    return session
+    stages = check_steps(session)
+    if session.last_step is None:
+        return session
+    at = CPU if client is not None else backend
+    before = stages[-2].info if len(stages) > 1 else StackInfo.for_steps(inputs.sample)
+    return replace(session, table_is_large=is_table_large(at, before, **session.last_step.parameters))
 
 
 def check_steps(session: Session) -> list[Stage]:
@@ -211,7 +220,7 @@ def write_results(session: Session, folder: Path, *, ledger: Ledger, quiet: bool
     with use_threads(session.workers):
         applied = session.apply(ledger=ledger)
         group = open_group(folder / RESULTS, applied, ledger=ledger)
-        table, sums = store_blocks(session, applied, group, ledger=ledger, quiet=quiet)
+        table, sums = store_blocks(session, applied, group, ledger=ledger, quiet=quiet, folder=folder)
     ledger.keep()
     give_back()  # what the blocks had, before k-means and the report want theirs
     _write_coords(group, applied.image)
@@ -302,6 +311,8 @@ def _tell_uses(session: Session) -> dict[str, str]:
     """By what each step was computed."""
     uses = session.engine.backend.uses
     told = {step.name: uses.get(step.name, uses["everything else"]) for step in session.pipeline.steps}
+    if session.last_step is not None and session.table_is_large and session.engine.backend.kernels == "library":
+        told[session.last_step.name] = "array calls of the library, on parts of a table in a file"
     if session.client is not None and session.last_step is not None:
         told[session.last_step.name] = "the workers of the cluster: kernels of our own, or array calls of the library"
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,15 +28,18 @@ WALL = "all blocks, by the clock on the wall"
 
 
 def store_blocks(
-    session: Session, applied: Applied, group: Any, *, ledger: Ledger, quiet: bool
+    session: Session, applied: Applied, group: Any, *, ledger: Ledger, quiet: bool, folder: Path | None = None
 ) -> tuple[PixelTable | None, dict[str, SumTarget]]:
-    """Compute every block that the ledger does not know as done; return the table of spectra and the sums."""
+    """Compute every block that the ledger does not know as done; return the table of spectra and the sums.
+
+    A table that is large for the memory goes to a file in `folder`, where one is given.
+    """
     backend, clock, kept = session.engine.backend, session.clock, session.pipeline.output.arrays
     image, masks, mean_image = applied.image, applied.masks, applied.mean_image
     pairs: list[tuple[xr.DataArray, Any]] = []
     table = None
     if session.last_step is not None:
-        table, target = make_table(session, image)
+        table, target = make_table(session, image, folder=folder)
         pairs.append((image, target))
     sums = {"image": _sum(image, "image", np.float64, session, ledger)}
     if "spots" in masks:
@@ -127,22 +131,26 @@ def warn_of_many_spots(session: Session, number: int, *, of: int) -> None:
         session.clock.add_findings("warning", {what: number})
 
 
-def make_table(session: Session, image: xr.DataArray) -> tuple[PixelTable, Any]:
-    """Make a table for the last step, on the host where workers are to get it, and what the blocks are written to."""
+def make_table(session: Session, image: xr.DataArray, *, folder: Path | None = None) -> tuple[PixelTable, Any]:
+    """Make a table for the last step, and what the blocks are written to.
+
+    It is the host's where workers are to get it, or where it is large and goes to a file in `folder`.
+    """
     assert session.last_step is not None
     backend, parameters = session.engine.backend, session.last_step.parameters
-    if session.client is None:
+    folder = folder if session.table_is_large else None
+    if session.client is None and folder is None:
         table = open_table(backend, image, **parameters)
         return table, table
-    table = open_table(CPU, image, **parameters)
+    table = open_table(CPU, image, folder=folder, **parameters)
     return table, FetchTarget(table, backend=backend)
 
 
-def store_table(session: Session, image: xr.DataArray, *, progress: Any) -> PixelTable:
-    """Compute every block once and gather the spectra; nothing is kept on disk."""
+def store_table(session: Session, image: xr.DataArray, *, folder: Path, progress: Any) -> PixelTable:
+    """Compute every block once and gather the spectra; nothing is kept on disk, but a large table while it is used."""
     import dask.array as da
 
-    table, target = make_table(session, image)
+    table, target = make_table(session, image, folder=folder)
     with gated([target, ProgressTarget(progress)]) as targets:
         da.store([image.data, image.data], targets, lock=False)
     return table

@@ -67,7 +67,7 @@ def transform_file(
         applied = session.apply()
         if session.last_step is not None:
             with show_progress("blocks", total=applied.image.size, quiet=quiet) as progress:
-                found = cluster(session, store_table(session, applied.image, progress=progress))
+                found = cluster(session, store_table(session, applied.image, folder=out.parent, progress=progress))
             save(label_map(found, applied.image), out, overwrite=overwrite, provenance=provenance)
             if spectra is not None:
                 write_spectra_csv(Path(spectra), found, applied.image)
