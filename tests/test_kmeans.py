@@ -148,7 +148,7 @@ def test_the_table_refuses_part_of_a_spectrum() -> None:
 
 def test_more_spectra_than_memory_are_refused_before_they_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cpu, "count_memory", lambda self: 10**9)
-    with pytest.raises(UserError, match="all spectra in memory, 1.05 GB, and the cpu has 1 GB; rebin or crop, or take"):
+    with pytest.raises(UserError, match="all spectra in memory, 1.05 GB, and the cpu has 1 GB; name a folder"):
         PixelTable(CPU, shape=(1000, 512, 512), features=True)
     PixelTable(CPU, shape=(1000, 512, 512), features=True, dtype=np.uint16)
 

@@ -10,12 +10,17 @@ import pytest
 import xarray as xr
 
 from niseg_gpu.backend import CPU, Cpu
+from niseg_gpu.errors import UserError
+from niseg_gpu.kmeans.arrays import count_held
 from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.points import Part
 from niseg_gpu.kmeans.step import fit_kmeans, open_table
+from niseg_gpu.pipeline.api import cluster_stack
 from niseg_gpu.pipeline.parse import parse_pipeline
+from niseg_gpu.pipeline.planner import plan_pipeline
 from niseg_gpu.pipeline.run import run_pipeline
 from niseg_gpu.simulate.tof import simulate_tof
+from niseg_gpu.stack import StackInfo
 
 ARRAYS = ("labels", "centroids", "spectra", "deviations", "pixels", "edge_share")
 
@@ -62,6 +67,17 @@ def test_a_file_gives_what_memory_gives(backend, tmp_path: Path, monkeypatch, dt
         assert (ours.inertia, ours.n_iter, ours.silhouette) == (theirs.inertia, theirs.n_iter, theirs.silhouette)
 
 
+def test_a_stack_in_python_needs_a_folder_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = stack_of("f4")
+    expected = cluster_stack(stack, n_clusters=4, device="cpu")
+    monkeypatch.setattr(Cpu, "count_memory", lambda self: 400_000)
+    with pytest.raises(UserError, match="has 0.0004 GB; name a folder with room for them"):
+        cluster_stack(stack, n_clusters=4, device="cpu")
+    found = cluster_stack(stack, n_clusters=4, device="cpu", folder=tmp_path)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.inertia == expected.inertia and not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("simulated") / "data"
@@ -69,15 +85,17 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def run_with(data: Path, out: Path, *, kernels: str = "auto", memory: int | None = None, monkeypatch=None) -> Path:
-    steps = ["overlap_correct", {"kmeans": {"n_clusters": 3, "seed": 1}}]
-    compute = {"device": "cpu", "workers": 2, "kernels": kernels}
-    pipeline = {
+def pipeline_of(data: Path, out: Path, *, kernels: str = "auto") -> dict:
+    return {
         "input": {"path": str(data / "sample")},
-        "steps": steps,
+        "steps": ["overlap_correct", {"kmeans": {"n_clusters": 3, "seed": 1}}],
         "output": {"path": str(out), "arrays": ["labels", "spectra"]},
-        "compute": compute,
+        "compute": {"device": "cpu", "workers": 2, "kernels": kernels},
     }
+
+
+def run_with(data: Path, out: Path, *, kernels: str = "auto", memory: int | None = None, monkeypatch=None) -> Path:
+    pipeline = pipeline_of(data, out, kernels=kernels)
     with monkeypatch.context() as patched:
         if memory is not None:
             patched.setattr(Cpu, "count_memory", lambda self: memory)
@@ -114,3 +132,35 @@ def test_a_step_from_file_to_file_too(simulated: Path, tmp_path: Path, niseg, mo
     assert niseg(*command[:2], tmp_path / "small.npy", *command[2:])[0] == 0
     np.testing.assert_array_equal(np.load(tmp_path / "usual.npy"), np.load(tmp_path / "small.npy"))
     assert {p.name for p in tmp_path.iterdir()} == {"usual.npy", "small.npy"}
+
+
+def test_a_plan_counts_the_file_and_what_is_held_of_it(simulated: Path, tmp_path: Path, monkeypatch) -> None:
+    pipeline = parse_pipeline(pipeline_of(simulated, tmp_path / "out"))
+    usual = plan_pipeline(pipeline)
+    monkeypatch.setattr(Cpu, "count_memory", lambda self: 500_000)
+    large = plan_pipeline(pipeline)
+    table = 60 * 48 * 64 * 4
+    assert usual.host.phases["blocks"]["table of spectra"] == table + 48 * 64
+    assert large.host.phases["blocks"]["table of spectra"] == 0
+    assert 0 < large.host.phases["last step"]["table of spectra"] <= 0.65 * 250_000
+    assert large.disk.most == usual.disk.most + table and large.disk.expected >= table
+    assert usual.problems == large.problems == ()
+
+
+@pytest.mark.parametrize(("dtype", "pixels", "bins"), [("u2", 40_000, 300), ("f4", 2_000, 50), ("u1", 50_000, 70)])
+@pytest.mark.parametrize("memory", [3_000_000, 20_000_000, 10**10])
+def test_what_is_held_stays_within_half_of_the_memory(monkeypatch, dtype: str, pixels: int, bins: int, memory) -> None:
+    monkeypatch.setattr(Cpu, "count_memory", lambda self: memory)
+    info = StackInfo(("tof", "y", "x"), (bins, 1, pixels), np.dtype(dtype))
+    held, beside = count_held(info, 0, backend=CPU, workers=2)
+    nbytes = pixels * bins * np.dtype(dtype).itemsize
+    assert beside == 0 and 0.15 * min(nbytes, memory / 2) < held < memory / 2 + 2**23
+
+
+def test_pixels_that_memory_does_not_even_label_are_refused(
+    simulated: Path, tmp_path: Path, niseg, monkeypatch
+) -> None:
+    monkeypatch.setattr(Cpu, "count_memory", lambda self: 50_000)
+    status, _, complaint = niseg("kmeans", simulated / "sample", tmp_path / "labels.npy", "--n-clusters", 3, "--quiet")
+    assert status == 2 and "half of the memory is 25000 bytes; 3072 pixels of 60 features need" in complaint
+    assert not list(tmp_path.iterdir())

@@ -184,7 +184,7 @@ def test_memory_that_is_not_there_is_named_with_what_to_do() -> None:
     assert problem.endswith("take fewer workers (--set compute.workers=4)")
     table = Room({"blocks": {**parts, "blocks in flight": GB, "table of spectra": 20 * GB}}, 22 * GB, 5 * GB, 5 * GB)
     (problem,) = find_problems(table, None, disk, workers=8)
-    assert "rebin, select or crop, or take niseg_gpu.KMeans on a Dask array" in problem
+    assert problem.endswith("; rebin, select or crop")
     assert not find_problems(replace(room, total=9 * GB), None, disk, workers=8)
     assert not find_problems(room, None, disk, workers=8, mapped=4 * GB), "the system takes mapped files back"
     (problem,) = find_problems(replace(room, total=9 * GB), room, disk, workers=8)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from niseg_gpu.backend import CPU, GPU, backend_of, count_cores, select, with_kernels
 from niseg_gpu.errors import UserError
 from niseg_gpu.kernels.bus import ROOMS
-from niseg_gpu.kmeans.points import PART_BYTES, READERS, LocalPoints, Part, Points, Region, choose_part_bytes, cut_map
+from niseg_gpu.kmeans.points import (
+    LEAST_PART_BYTES,
+    PART_BYTES,
+    READERS,
+    LocalPoints,
+    Part,
+    Points,
+    Region,
+    choose_part_bytes,
+    cut_map,
+)
 from niseg_gpu.kmeans.sweep import count_times_read, gather_rows, is_wrapped
+from niseg_gpu.kmeans.table import count_table_bytes
 
 log = logging.getLogger(__name__)
 
@@ -137,15 +148,69 @@ def choose_backend(array: Any, *, device: str, kernels: str) -> Any:
     return with_kernels(GPU, kernels) if kind == "cupy" else select(device, kernels=kernels)[0]
 
 
-def open_lazy(
-    array: Any,
+class Share(NamedTuple):
+    """How memory is shared out, in bytes.
+
+    Attributes
+    ----------
+    left : int
+        For pixels.
+    part : int
+        Of one part, at most.
+    at_once : int
+        Parts that are on their way or at work.
+    """
+
+    left: int
+    part: int
+    at_once: int
+
+    def count_kept(self, largest: int, *, backend: Any) -> int:
+        """What can stay between the passes, if so many bytes are in the largest part."""
+        # on the host as much again as is at work: what a thread has freed the allocator may not use for another
+        return int((self.left - self.at_once * largest * (1 if backend.has_bus else 2)) * (1 - MEMORY_SHARE))
+
+
+def share_memory(
+    pixels: int,
+    features: int,
     *,
-    axis: int,
+    itemsize: int,
     backend: Any,
+    workers: int,
     budget: int | None = None,
     beside: int = 2 * LABEL_BYTES,
-    workers: int,
-) -> LocalPoints:
+) -> Share:
+    """Share memory out for `open_lazy`; refuse a budget that is too small."""
+    name = "kmeans: half of the memory" if budget is None else "memory_budget"
+    budget = backend.count_memory() // 2 if budget is None else int(budget)
+    beside = LABEL_BYTES if backend.has_bus else beside  # that memory has labels, and nothing else of each pixel
+    workers, pixel_bytes = min(workers, backend.threads), features * itemsize
+    # a block waits, is read (twice its size, put together from chunks), is worked on or on its way from the host
+    at_once = 2 * workers + 2 * READERS + (ROOMS if backend.has_bus else 0)
+    left = int(budget * (1 - SPARE)) - beside * pixels
+    if left < 2 * at_once * pixel_bytes:
+        needed = int((2 * at_once * pixel_bytes + beside * pixels) / (1 - SPARE)) + 1
+        raise UserError(
+            f"{name} is {budget} bytes; {pixels} pixels of {features} features need {needed} at least, "
+            "labels included; give more memory, rebin or crop"
+        )
+    most = max(left // (8 * at_once), min(LEAST_PART_BYTES, left // (2 * at_once)))  # the rest can stay
+    part = choose_part_bytes(pixels * pixel_bytes, workers=workers, most=min(PART_BYTES, most))
+    return Share(left, part, at_once)
+
+
+def count_held(info: Any, extras: int, *, backend: Any, workers: int) -> tuple[int, int]:
+    """Bytes that `open_lazy` holds, by default, of a table in a file: on the device, and for it on the host."""
+    bins, nbytes = info.sizes.get("tof", 1) + extras, count_table_bytes(info, extras=extras, backend=CPU)
+    pixels = math.prod(info.shape) // info.sizes.get("tof", 1)
+    share = share_memory(pixels, bins, itemsize=nbytes // pixels // bins, backend=backend, workers=workers)
+    kept = min(nbytes, share.count_kept(share.part, backend=backend))
+    beside = min(nbytes - kept, int(CPU.count_memory() * HOST_SHARE)) if backend.has_bus else 0
+    return kept + share.at_once * share.part, beside
+
+
+def open_lazy(array: Any, *, axis: int, backend: Any, workers: int, **memory: Any) -> LocalPoints:
     """Make points of an array that is read part by part: what the device has no room for in each pass.
 
     Parameters
@@ -155,40 +220,30 @@ def open_lazy(
         Of the features.
     backend : Cpu or Gpu
         Where the parts are worked on.
-    budget, beside, workers
-        As `memory_budget`, `beside` and `workers` of `open_points`.
+    workers : int
+        Threads.
+    **memory
+        `budget` and `beside`, as `memory_budget` and `beside` of `open_points`.
     """
-    map_shape = array.shape[:axis] + array.shape[axis + 1 :]
-    budget = backend.count_memory() // 2 if budget is None else int(budget)
-    beside = LABEL_BYTES if backend.has_bus else beside  # that memory has labels, and nothing else of each pixel
-    pixels = math.prod(map_shape)
-    pixel_bytes = array.shape[axis] * array.dtype.itemsize
+    map_shape, features = array.shape[:axis] + array.shape[axis + 1 :], array.shape[axis]
+    pixels, pixel_bytes = math.prod(map_shape), features * array.dtype.itemsize
+    share = share_memory(pixels, features, itemsize=array.dtype.itemsize, backend=backend, workers=workers, **memory)
     workers = min(workers, backend.threads)
-    # a block waits, is read (twice its size, put together from chunks), is worked on or on its way from the host
-    at_once = 2 * workers + 2 * READERS + (ROOMS if backend.has_bus else 0)
-    left = int(budget * (1 - SPARE)) - beside * pixels
-    if left < 2 * at_once * pixel_bytes:
-        raise UserError(
-            f"memory_budget is {budget} bytes; {pixels} pixels of {array.shape[axis]} features need "
-            f"{int((2 * at_once * pixel_bytes + beside * pixels) / (1 - SPARE)) + 1} at least"
-        )
-    part_bytes = choose_part_bytes(pixels * pixel_bytes, workers=workers, most=min(PART_BYTES, left // (2 * at_once)))
     chunks = [sizes for i, sizes in enumerate(array.chunks) if i != axis] if hasattr(array, "chunks") else None
-    regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes, chunks=chunks)
+    regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=share.part, chunks=chunks)
     largest = max(math.prod(s.stop - s.start for s in region) for region in regions) * pixel_bytes
-    # on the host as much again as is at work: what a thread has freed the allocator may not use for another
-    at_work = at_once * largest * (1 if backend.has_bus else 2)
-    keep = int((left - at_work) * (1 - MEMORY_SHARE))
+    keep = share.count_kept(largest, backend=backend)
     times = 1 if chunks is None else count_times_read(array, regions, axis=axis)
     if times > OFTEN:
         nbytes, chunk = pixels * pixel_bytes, math.prod(map(max, array.chunks)) * array.dtype.itemsize
         # a chunk at work lies there twice: as it is computed, and turned round
-        if nbytes + 2 * (workers + 1) * chunk <= left * (1 - MEMORY_SHARE):
-            regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes)
+        if nbytes + 2 * (workers + 1) * chunk <= share.left * (1 - MEMORY_SHARE):
+            regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=share.part)
             labels = [_no_labels(region, backend=backend) for region in regions]
             return gather_rows(array, regions, axis=axis, backend=backend, labels=labels, workers=workers)
         if not is_wrapped(array):
-            needed = (nbytes + 2 * (workers + 1) * chunk) / (1 - MEMORY_SHARE) + beside * pixels
+            beside = memory.get("beside", 2 * LABEL_BYTES) * pixels
+            needed = (nbytes + 2 * (workers + 1) * chunk) / (1 - MEMORY_SHARE) + beside
             log.warning(
                 "kmeans: chunks of %s lie across what is read at a time: each pass computes every value %.0f times; "
                 "raise memory_budget to %.3g bytes, which holds it all, or save the array in chunks of all %d "

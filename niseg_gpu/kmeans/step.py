@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from niseg_gpu.chunks import Work
 from niseg_gpu.cluster_quality import SILHOUETTE_PIXELS, measure_edge_share
 from niseg_gpu.errors import UserError
+from niseg_gpu.kmeans.arrays import count_held
 from niseg_gpu.kmeans.cluster import check_number, cluster_points, cluster_with_library, hold_rows
 from niseg_gpu.kmeans.compare import Trial, try_numbers
 from niseg_gpu.kmeans.extras import add_features, check_extras, count_extras
@@ -76,9 +77,15 @@ def open_table(
     return PixelTable(backend, **shape, extras=count_extras(features, images), folder=folder)
 
 
-def is_table_large(backend: Any, info: Any, *, features: Any = None, images: Any = None, **_: Any) -> bool:
-    """Whether a stack's table belongs in a file, given the step's parameters."""
-    return count_table_bytes(info, extras=count_extras(features, images)) > SHARE * backend.count_memory()
+def is_table_large(
+    backend: Any, info: Any, *, workers: int = 1, features: Any = None, images: Any = None, **_: Any
+) -> bool:
+    """Whether a stack's table belongs in a file, given the step's parameters; refuses what is too large even so."""
+    extras = count_extras(features, images)
+    large = count_table_bytes(info, extras=extras, backend=backend) > SHARE * backend.count_memory()
+    if large:
+        count_held(info, extras, backend=backend, workers=workers)
+    return large
 
 
 def fit_kmeans(

@@ -52,8 +52,6 @@ def count_table_bytes(info: Any, *, extras: int, backend: Any) -> int:
     return math.prod(info.shape) // bins * row
 
 
-
-
 class PixelTable:
     """Spectra gathered block by block as rows (pixels, features), one after another, in memory or in a file.
 
@@ -103,8 +101,7 @@ class PixelTable:
             if needed > there:
                 raise UserError(
                     f"kmeans gathers all spectra in memory, {needed / 1e9:.3g} GB, and the {backend.name} has "
-                    f"{there / 1e9:.3g} GB; rebin or crop, or take niseg_gpu.KMeans on a Dask array, which reads anew "
-                    "what does not fit"
+                    f"{there / 1e9:.3g} GB; name a folder with room for them (folder), rebin or crop"
                 )
             self.rows = backend.empty_rows(pixels, self.n_features + extras, kept)
         self.valid = np.zeros(pixels, dtype=bool)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.gate import gated
-from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans, open_table
+from niseg_gpu.kmeans.cluster import hold_rows
+from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
 from niseg_gpu.pipeline.engine import Applied, Engine
 from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.pipeline.store import open_target
 from niseg_gpu.threads import use_threads
 
 if TYPE_CHECKING:
@@ -64,7 +68,12 @@ def apply_steps(
 
 
 def cluster_stack(
-    stack: xr.DataArray, *, device: str = "auto", kernels: str = "auto", **parameters: Any
+    stack: xr.DataArray,
+    *,
+    device: str = "auto",
+    kernels: str = "auto",
+    folder: str | Path | None = None,
+    **parameters: Any,
 ) -> KMeansResult:
     """Cluster a stack's pixels by their spectra (or, without a ToF axis, its voxels by their value).
 
@@ -75,6 +84,9 @@ def cluster_stack(
     device : {"auto", "cpu", "gpu"}
     kernels : {"auto", "library", "own"}
         As for `apply_steps`.
+    folder : str or Path, optional
+        On a disk with room for the spectra: what of them is large for the device's memory lies in a nameless file there
+        meanwhile. Without one such spectra are refused.
     **parameters
         Of the step ``kmeans``; see `fit_kmeans`.
     """
@@ -84,12 +96,14 @@ def cluster_stack(
     engine = _engine(device, "keep", kernels=kernels)
     engine.fit(stack, [step], reading=False)
     image = engine.apply(stack, [], whole=OPS[step.name].whole).image
-    table = open_table(engine.backend, image, **step.parameters)
+    where = None if folder is None else Path(folder)
+    table, target = open_target(engine.backend, image, folder=where, **step.parameters)
     with use_threads(engine.workers):
-        with gated([table]) as targets:
+        with gated([target]) as targets:
             da.store([image.data], targets, lock=False)
+    hold = partial(hold_rows, backend=engine.backend, workers=engine.workers) if table.in_file else None
     with limit_threads(engine.workers):
-        return fit_kmeans(table, engine.workers, **step.parameters)
+        return fit_kmeans(table, engine.workers, hold, **step.parameters)
 
 
 def _engine(device: str, bad_values: str, *, kernels: str = "auto") -> Engine:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from niseg_gpu.chunks import Region, widen
 from niseg_gpu.io.zarr import MAX_CHUNK_BYTES
+from niseg_gpu.kmeans.arrays import count_held
 from niseg_gpu.kmeans.extras import count_extras
-from niseg_gpu.kmeans.table import choose_dtype, count_row_bytes
+from niseg_gpu.kmeans.table import count_table_bytes
 from niseg_gpu.pipeline.blocks import halo_of, lie_beside
 from niseg_gpu.pipeline.planes import PIXELS
 from niseg_gpu.stack import StackInfo, dtype_for_steps
@@ -109,6 +110,7 @@ def count_host(
     pictures_frames: bool,
     backend: Any,
     fetched: bool = False,
+    in_file: bool = False,
 ) -> dict[str, dict[str, int]]:
     """Bytes of the host's memory by phase and what they are for.
 
@@ -139,6 +141,8 @@ def count_host(
     backend : Cpu or Gpu
     fetched : bool
         Whether the table is the host's, whatever the device.
+    in_file : bool
+        Whether the table is on disk; the last step keeps what memory holds.
     """
     on_host = not backend.has_bus
     arrays = max(way.peak if on_host else way.raw, (way.left if on_host else written) + CODED * written)
@@ -151,26 +155,36 @@ def count_host(
         "sums and samples": FRAME * frame + 8 * n_planes * min(PIXELS, math.prod(image.shape)),
     }
     table, more = _count_last(image, last, backend=backend) if last and (on_host or fetched) else (0, 0)
+    kept = table
+    if last and in_file:
+        table, kept = 0, 0 if fetched else _count_held(image, last, at_once, backend)[0 if on_host else 1]
     page = PAGE
     if pictures_frames:  # each is read from a chunk that is decoded
         page += DRAWN * min(frame, DRAWN_PIXELS) + 2 * min(written, MAX_CHUNK_BYTES)
     phases = {"blocks": {**shared, "blocks in flight": blocks, "decoded frames": decoded, "table of spectra": table}}
     if last:
-        phases["last step"] = {**shared, "table of spectra": table, "its own arrays": more}
+        phases["last step"] = {**shared, "table of spectra": kept, "its own arrays": more}
     phases["report"] = {**shared, "pictures": max(page, PLANE if n_planes else 0)}
     phases["report"]["sums and samples"] += (FRAME_WRITTEN - FRAME) * frame
     return phases
 
 
 def count_device(
-    image: StackInfo, way: Way, *, at_once: int, last: tuple[Any, Mapping[str, Any]] | None, backend: Any
+    image: StackInfo,
+    way: Way,
+    *,
+    at_once: int,
+    last: tuple[Any, Mapping[str, Any]] | None,
+    backend: Any,
+    in_file: bool = False,
 ) -> dict[str, dict[str, int]]:
     """Bytes of the memory of a device of its own, likewise; its context and its libraries' code are not in them."""
     table, more = _count_last(image, last, backend=backend) if last else (0, 0)
+    table, kept = (0, _count_held(image, last, at_once, backend)[0]) if last and in_file else (table, table)
     blocks = at_once * max((*way.steps, way.left)) + way.once
     phases = {"blocks": {"blocks in flight": blocks, "table of spectra": table}}
     if last:
-        phases["last step"] = {"table of spectra": table, "its own arrays": more}
+        phases["last step"] = {"table of spectra": kept, "its own arrays": more}
     return phases
 
 
@@ -184,10 +198,15 @@ def find_peak(phases: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
 def _count_last(image: StackInfo, last: tuple[Any, Mapping[str, Any]], *, backend: Any) -> tuple[int, int]:
     op, parameters = last
     extras = count_extras(parameters.get("features"), parameters.get("images"))
-    kept, bins = choose_dtype(image.dtype, extras=extras), image.sizes.get("tof", 1)
-    pixels = math.prod(image.shape) // bins
-    table = pixels * (count_row_bytes(backend, bins + extras, kept) + 1)
+    pixels = math.prod(image.shape) // image.sizes.get("tof", 1)
+    table = count_table_bytes(image, extras=extras, backend=backend) + pixels
     return table, op.memory(image, backend=backend, **parameters).once
+
+
+def _count_held(image: StackInfo, last: tuple[Any, Mapping[str, Any]], workers: int, backend: Any) -> tuple[int, int]:
+    """Of a table in a file: what the device holds of it, and the host for it."""
+    extras = count_extras(last[1].get("features"), last[1].get("images"))
+    return count_held(image, extras, backend=backend, workers=workers)
 
 
 def _nbytes(info: StackInfo) -> int:

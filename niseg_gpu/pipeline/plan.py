@@ -178,5 +178,5 @@ def _advise(room: Room, parts: dict[str, int], *, workers: int, spare: int) -> s
         if fit >= 1:
             return f"take fewer workers (--set compute.workers={fit})"
     if parts.get("table of spectra", 0) > blocks:
-        return "rebin, select or crop, or take niseg_gpu.KMeans on a Dask array, which reads anew what does not fit"
+        return "rebin, select or crop"
     return "give smaller frames, or take steps that look at fewer pixels and frames around each"

@@ -10,6 +10,9 @@ from pathlib import Path
 from niseg_gpu.backend import CPU, count_cores, count_memory_limit
 from niseg_gpu.chunks import Region, widen
 from niseg_gpu.io.open import count_decoded
+from niseg_gpu.kmeans.arrays import count_held
+from niseg_gpu.kmeans.extras import count_extras
+from niseg_gpu.kmeans.table import count_table_bytes
 from niseg_gpu.pipeline.blocks import PARTS, cut_blocks, halo_of
 from niseg_gpu.pipeline.engine import Stage
 from niseg_gpu.pipeline.memory import count_device, count_host, find_peak, follow_block
@@ -22,6 +25,7 @@ from niseg_gpu.report import tell_bytes
 from niseg_gpu.stack import StackInfo
 
 REPORT_BYTES = 10_000_000  # on disk: the page, pictures, small arrays
+TABLE = "table of spectra, until the end"
 
 
 def plan_pipeline(pipeline: Pipeline) -> Plan:
@@ -90,11 +94,13 @@ def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
         pictures_frames="image" in disk.arrays and "tof" not in image.dims,
         backend=backend,
         fetched=session.pipeline.compute.cluster is not None,
+        in_file=session.table_is_large,
     )
     room = Room(host, find_peak(host)[1], count_memory_limit(), min(CPU.read_budget().free, count_memory_limit()))
     gpu = None
     if backend.has_bus:
-        device, budget = count_device(image, way, at_once=at_once, last=last, backend=backend), backend.read_budget()
+        how = {"backend": backend, "in_file": session.table_is_large}
+        device, budget = count_device(image, way, at_once=at_once, last=last, **how), backend.read_budget()
         gpu = Room(device, find_peak(device)[1], budget.total, budget.for_arrays)
     return Plan(
         session.inputs.nbytes,
@@ -107,14 +113,15 @@ def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
         disk,
         seconds,
         tuple(find_problems(room, gpu, disk, workers=at_once, mapped=kept["mapped"])),
-        tuple(_tell_unknown(session, room)),
+        tuple(_tell_unknown(session, room, disk)),
     )
 
 
-def _tell_unknown(session: Session, host: Room) -> Iterator[str]:
+def _tell_unknown(session: Session, host: Room, disk: Disk) -> Iterator[str]:
     """What memory no figure is given for."""
     if session.pipeline.compute.cluster is not None:
-        shared = host.phases["last step"]["table of spectra"] + host.phases["last step"]["its own arrays"]
+        here = host.phases["last step"]
+        shared = here["table of spectra"] + disk.arrays.get(TABLE, 0) + here["its own arrays"]
         yield (
             f"of the workers' memory: they share {tell_bytes(shared)} of spectra and what k-means needs with them, and "
             "each holds its libraries besides, and what Dask has on the way"
@@ -122,6 +129,11 @@ def _tell_unknown(session: Session, host: Room) -> Iterator[str]:
     averaged = [s for s in session.inputs.references.values() if s is not None and s.ndim == 3 and "tof" not in s.dims]
     if averaged and any(step.name == "normalize" for step in session.local_steps):
         yield "for the averages of the open beam and the dark current, taken first; large frames may need more"
+
+
+def _count_extras(session: Session) -> int:
+    assert session.last_step is not None
+    return count_extras(session.last_step.parameters["features"], session.last_step.parameters["images"])
 
 
 def _lengths(region: Region) -> tuple[int, ...]:
@@ -152,9 +164,19 @@ def estimate_seconds(session: Session, regions: Sequence[Region], trial: Trial) 
     more, drawn = pixels / last.pixels, parameters["init_sample"]
     of_sample = more if drawn is None else min(drawn, pixels) / min(drawn, last.pixels)
     start = len(numbers) * (last.measure_s * more + last.draw_s * of_sample)
-    iteration = last.pass_s * more * sum(numbers) / max(numbers)
+    reading = trial.steps.get("read", 0.0) / trial.blocks * n / at_once  # of the whole input: at the same pace
+    iteration = last.pass_s * more * sum(numbers) / max(numbers) + _read_again(session, info) * reading * len(numbers)
     starts = parameters["n_init"] if drawn is None and isinstance(parameters["init"], str) else 1
     return Seconds(found.before, blocks, writing, start, iteration, parameters["max_iter"] * starts)
+
+
+def _read_again(session: Session, image: StackInfo) -> float:
+    """What each iteration reads of a table in a file, as a part of the bytes of the input."""
+    if not session.table_is_large or session.client is not None:
+        return 0.0
+    extras = _count_extras(session)
+    held = sum(count_held(image, extras, backend=session.engine.backend, workers=session.workers))
+    return max(count_table_bytes(image, extras=extras, backend=CPU) - held, 0) / session.inputs.sample.nbytes
 
 
 def _plan_steps(
@@ -185,7 +207,7 @@ def _plan_steps(
 
 
 def _plan_disk(session: Session, stages: Sequence[Stage], trial: Trial) -> Disk:
-    """Bytes of what `write_results` keeps; the trial's compression is that of the stacks."""
+    """Bytes of what `write_results` keeps, or has there meanwhile; the trial's compression is that of the stacks."""
     kept = session.pipeline.output.arrays
     infos = [StackInfo.for_steps(session.inputs.sample), *(stage.info for stage in stages)]
     image, arrays = infos[-1], {}
@@ -205,6 +227,8 @@ def _plan_disk(session: Session, stages: Sequence[Stage], trial: Trial) -> Disk:
             arrays["labels"] = sum((1 if k < 255 else 2) * math.prod(image.shape) // bins for k in numbers)
         if "spectra" in kept:
             arrays["spectra"] = 12 * sum(numbers) * bins
+        if session.table_is_large:
+            arrays[TABLE] = count_table_bytes(image, extras=_count_extras(session), backend=CPU)
     arrays["report"] = REPORT_BYTES
     most = sum(arrays.values())
     folder = Path(session.pipeline.output.path).absolute()

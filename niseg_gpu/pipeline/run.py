@@ -101,7 +101,7 @@ def open_session(pipeline: Pipeline, *, client: Any = None, reading: bool = True
         return session
     at = CPU if client is not None else backend
     before = stages[-2].info if len(stages) > 1 else StackInfo.for_steps(inputs.sample)
-    return replace(session, table_is_large=is_table_large(at, before, **session.last_step.parameters))
+    return replace(session, table_is_large=is_table_large(at, before, workers=workers, **session.last_step.parameters))
 
 
 def check_steps(session: Session) -> list[Stage]:

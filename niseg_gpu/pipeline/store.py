@@ -10,7 +10,7 @@ import numpy as np
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.io.gate import gated
-from niseg_gpu.kmeans.step import open_table
+from niseg_gpu.kmeans.step import is_table_large, open_table
 from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pipeline.engine import Applied
 from niseg_gpu.pipeline.ledger import Ledger
@@ -131,19 +131,27 @@ def warn_of_many_spots(session: Session, number: int, *, of: int) -> None:
         session.clock.add_findings("warning", {what: number})
 
 
-def make_table(session: Session, image: xr.DataArray, *, folder: Path | None = None) -> tuple[PixelTable, Any]:
-    """Make a table for the last step, and what the blocks are written to.
+def open_target(
+    backend: Any, image: xr.DataArray, *, folder: Path | None, fetched: bool = False, **parameters: Any
+) -> tuple[PixelTable, Any]:
+    """Make a table for k-means with these parameters, and what the blocks are written to.
 
-    It is the host's where workers are to get it, or where it is large and goes to a file in `folder`.
+    It is the host's where it was asked to be, or where it is large and goes to a file in `folder`.
     """
-    assert session.last_step is not None
-    backend, parameters = session.engine.backend, session.last_step.parameters
-    folder = folder if session.table_is_large else None
-    if session.client is None and folder is None:
+    if folder is not None and not is_table_large(CPU if fetched else backend, image, **parameters):
+        folder = None
+    if folder is None and not fetched:
         table = open_table(backend, image, **parameters)
         return table, table
     table = open_table(CPU, image, folder=folder, **parameters)
     return table, FetchTarget(table, backend=backend)
+
+
+def make_table(session: Session, image: xr.DataArray, *, folder: Path | None = None) -> tuple[PixelTable, Any]:
+    """The same for the last step of a session; on the host where workers are to get it."""
+    assert session.last_step is not None
+    how = {"folder": folder, "fetched": session.client is not None}
+    return open_target(session.engine.backend, image, **how, **session.last_step.parameters)
 
 
 def store_table(session: Session, image: xr.DataArray, *, folder: Path, progress: Any) -> PixelTable:
