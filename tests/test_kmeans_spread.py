@@ -38,7 +38,9 @@ ON_WORKERS = """
     import dask.array as da, distributed, numpy as np
     from niseg_gpu import KMeans
     from niseg_gpu.backend import CPU
+    from niseg_gpu.io.scratch import ScratchRows
     from niseg_gpu.kmeans.arrays import open_points
+    from niseg_gpu.kmeans.spread import scatter_points
     def taken(group):
         return group.backend.kernels
     def default():
@@ -49,6 +51,11 @@ ON_WORKERS = """
             with distributed.Client(cluster) as client:
                 lazy = da.from_array(data["stack"], chunks=(7, 9, 33))
                 one = KMeans(4, random_state=0, feature_dim=0).fit(lazy)
+                rows = data["with_holes"]
+                file = ScratchRows(".", shape=rows.shape, dtype=rows.dtype)
+                file[:] = rows
+                sent = scatter_points(client, file, device="cpu", kernels="auto")
+                np.testing.assert_array_equal(sent.take(np.arange(len(rows))), rows)
                 two = KMeans(6, init=data["far"]).fit(da.from_array(data["with_holes"], chunks=(777, 20)))
                 assert type(open_points(lazy, feature_dim=0)).__name__ == "SpreadPoints"
                 np.testing.assert_array_equal(one.predict(lazy), one.labels_)

@@ -30,7 +30,7 @@ class ScratchRows:
 
     Parameters
     ----------
-    folder : Path
+    folder : str or Path
         Where the room is taken.
     shape : (int, int)
     dtype : dtype
@@ -43,14 +43,14 @@ class ScratchRows:
 
     ndim = 2
 
-    def __init__(self, folder: Path, *, shape: tuple[int, int], dtype: Any) -> None:
+    def __init__(self, folder: str | Path, *, shape: tuple[int, int], dtype: Any) -> None:
         self.dtype, self.columns = np.dtype(dtype), slice(0, shape[1])
         self.first, self.stop, self.width = 0, shape[0], shape[1]
         free = shutil.disk_usage(folder).free
         if self.nbytes > free:
             raise UserError(
                 f"kmeans has to keep {self.nbytes / 1e9:.3g} GB of spectra in a file, for memory does not hold them; "
-                f"{folder.absolute().parent} has {free / 1e9:.3g} GB free; write elsewhere, rebin or crop"
+                f"{Path(folder).absolute().parent} has {free / 1e9:.3g} GB free; write elsewhere, rebin or crop"
             )
         with tempfile.TemporaryFile(dir=folder) as file:
             os.ftruncate(file.fileno(), self.nbytes)
