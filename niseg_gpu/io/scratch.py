@@ -67,8 +67,8 @@ class ScratchRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key: slice | tuple[slice, slice]) -> ScratchRows:
-        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+    def __getitem__(self, key: slice | tuple[slice, ...]) -> ScratchRows:
+        rows, columns = (*key, slice(None))[:2] if isinstance(key, tuple) else (key, slice(None))
         part = object.__new__(ScratchRows)
         part.__dict__.update(self.__dict__)
         first, stop, _ = rows.indices(len(self))
