@@ -30,6 +30,30 @@ def find_gaps(tof: np.ndarray, width: np.ndarray | None = None) -> np.ndarray:
     return np.flatnonzero(step > 1.5 * np.maximum(before, after))
 
 
+def level_bins(spectra: np.ndarray, width_s: np.ndarray | None) -> tuple[np.ndarray, float | None]:
+    """Bring counts of bins of different widths to one: a narrow bin holds fewer, which looks like an edge.
+
+    Parameters
+    ----------
+    spectra : (K, N) ndarray
+        Sums over each bin.
+    width_s : (N,) ndarray or None
+        In seconds.
+
+    Returns
+    -------
+    (K, N) ndarray, float or None
+        As many counts as a bin of the median width would hold, and that width in seconds; the spectra as they are and
+        None where all bins are as wide, to a hundredth, or nothing is known of it.
+    """
+    if width_s is None or width_s.shape != spectra.shape[1:] or not np.all(width_s > 0):
+        return spectra, None
+    common = float(np.quantile(width_s, 0.5, method="lower"))  # of a bin that is there
+    if np.ptp(width_s) <= 0.01 * common:
+        return spectra, None
+    return spectra * (common / width_s), common
+
+
 def draw_spectra(
     spectra: np.ndarray,
     *,

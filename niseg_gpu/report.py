@@ -65,9 +65,10 @@ def write_report(folder: Path) -> Path:
     frames = report_cards.frame_cards(arrays, label=label) if not is_tof or not mean else []
     single = [card for card in frames if card.width == "third"]
     rest = [card for card in frames if card.width != "third"]
-    spectra = report_cards.spectra_cards(arrays, label=label)
+    summed = quantity.startswith("counts") and not _averages_bins(run)
+    spectra = report_cards.spectra_cards(arrays, label=label, summed=summed)
     cards += mean + spectra + single + rest if cards else single + mean + spectra + rest
-    cards += comparison_cards(arrays, result=_part(run, "results", "labels"))
+    cards += comparison_cards(arrays, result=_part(run, "results", "labels"), summed=summed)
     shape = tuple(given.get("shape") or ())
     spots = report_cards.count_spots(arrays, input_shape=shape, done=_tell_done(run))
     cards += report_cards.spot_cards(spots) + report_cards.plane_cards(arrays, quantities=_QUANTITIES)
@@ -151,6 +152,11 @@ def _tell_done(run: dict[str, Any]) -> str:
         if isinstance(step, dict) and {"remove_spots", "detect_spots"} & step.keys():
             return "found" if _part(step, "detect_spots").get("replace") == "none" else "replaced"
     return "replaced"
+
+
+def _averages_bins(run: dict[str, Any]) -> bool:
+    steps = [step for step in _part(run, "pipeline").get("steps") or [] if isinstance(step, dict)]
+    return any(_part(step, "rebin_tof").get("how") == "mean" for step in steps)
 
 
 def _tell_kind(arrays: Arrays, given: Mapping[str, Any]) -> str:

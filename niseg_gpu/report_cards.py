@@ -13,7 +13,7 @@ import numpy as np
 
 from niseg_gpu import figures, figures_knn
 from niseg_gpu.cluster_quality import EDGE_SHARE
-from niseg_gpu.figures_spectra import LINES_READABLE, draw_spectra, find_gaps
+from niseg_gpu.figures_spectra import LINES_READABLE, draw_spectra, find_gaps, level_bins
 
 SAMPLE_BYTES = 96e6  # how much of a stack may be decoded for the page
 FRAME_BYTES = 1.5e9  # a frame that costs more than this to read (stored by pixel, not by frame) is not drawn
@@ -121,16 +121,19 @@ def label_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> tuple[list[Card
     return [Card("labels", "Label map", picture, caption)], legend
 
 
-def spectra_cards(arrays: Arrays, *, label: str) -> list[Card]:
-    """Return the spectra of the clusters over time of flight, if the run has any."""
+def spectra_cards(arrays: Arrays, *, label: str, summed: bool) -> list[Card]:
+    """Return the spectra of the clusters over time of flight, if any; `summed` says that a wide bin holds more."""
     found = read_spectra(arrays)
     if found is None or found[1].shape[1] < 2:
         return []
     name, spectra = found
     axes = {key: np.asarray(arrays[key][...]) for key in ("tof", "tof_width", "wavelength") if key in arrays}
     axes = {key: axis for key, axis in axes.items() if axis.shape == spectra.shape[1:]}
+    drawn, width_s = level_bins(spectra, axes.get("tof_width")) if summed else (spectra, None)
+    if width_s is not None:
+        label += f" in {width_s * 1e3:.3g} ms"
     picture = draw_spectra(
-        spectra,
+        drawn,
         tof_s=axes.get("tof"),
         tof_width_s=axes.get("tof_width"),
         wavelength=axes.get("wavelength"),
@@ -139,6 +142,8 @@ def spectra_cards(arrays: Arrays, *, label: str) -> list[Card]:
     caption = "In the colours of the label map."
     if "tof" in axes and find_gaps(axes["tof"], axes.get("tof_width")).size:
         caption += " Where the background is shaded the shutter was closed."
+    if width_s is not None:
+        caption += f" Bins differ in width: drawn is what {width_s * 1e3:.3g} ms hold; the arrays hold sums of bins."
     if len(spectra) > LINES_READABLE:
         caption += " Below: the same values, one row for each cluster."
     title = "Mean spectrum of each cluster" if name == "spectra" else "Centroid of each cluster"

@@ -9,12 +9,13 @@ import numpy as np
 
 from niseg_gpu.cluster_quality import EDGE_SHARE, FEW
 from niseg_gpu.figures_clusters import Clustering, draw_k_curves, draw_label_maps
+from niseg_gpu.figures_spectra import level_bins
 from niseg_gpu.report_cards import Arrays, Card
 
 CURVES = {"inertia": "inertia", "silhouette": "silhouette", "stability": "stability (adjusted Rand)"}
 
 
-def comparison_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> list[Card]:
+def comparison_cards(arrays: Arrays, *, result: Mapping[str, Any], summed: bool) -> list[Card]:
     """Return the label maps side by side, and the measures over the number of clusters.
 
     Parameters
@@ -22,6 +23,8 @@ def comparison_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> list[Card]
     arrays : mapping
     result : mapping
         ``n_clusters`` and ``tried``, as the run recorded them.
+    summed : bool
+        Whether wide bins of a spectrum hold more.
     """
     tried = [trial for trial in result.get("tried") or [] if isinstance(trial, dict)]
     if len(tried) < 2:
@@ -30,6 +33,11 @@ def comparison_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> list[Card]
     drawn = [each for trial in tried if (each := _collect(arrays, trial, chosen=chosen)) is not None]
     if len(drawn) > 1:
         tof_s, width_s = (np.asarray(arrays[k][...]) if k in arrays else None for k in ("tof", "tof_width"))
+        if summed:
+            drawn = [
+                each if each.spectra is None else each._replace(spectra=level_bins(each.spectra, width_s)[0])
+                for each in drawn
+            ]
         caption = "The same pixels in other numbers of clusters." + _tell_edges(drawn)
         if any(each.spectra is not None and each.spectra.shape[1] > 1 for each in drawn):
             caption += " Below each map the mean spectra of its clusters over "

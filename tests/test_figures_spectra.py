@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niseg_gpu.figures_spectra import draw_spectra, find_gaps
+from niseg_gpu.figures_spectra import draw_spectra, find_gaps, level_bins
 
 
 @given(st.lists(st.tuples(st.integers(2, 20), st.floats(0.2, 5)), min_size=1, max_size=6))
@@ -48,3 +48,14 @@ def test_spectra_are_drawn_with_nan_without_tof_and_with_wavelength(k, n_bins):
     tof = np.arange(n_bins) * 1e-5
     with_axis = draw_spectra(spectra, tof_s=tof, wavelength=1 + tof, label="counts")
     assert with_axis.height > plain.height and plain.light.startswith(b"\x89PNG")
+
+
+def test_counts_of_bins_of_other_widths_are_levelled():
+    width = np.array([2.0, 2.0, 1.0, 2.0, 4.0])
+    spectra = np.array([[10.0, 10, 5, 10, 20], [2, 4, 6, 8, np.nan]])
+    levelled, common = level_bins(spectra, width)
+    assert common == 2.0
+    np.testing.assert_array_equal(levelled, [[10, 10, 10, 10, 10], [2, 4, 12, 8, np.nan]])
+    for known in (None, np.ones(4), np.zeros(5), np.array([1, 1, 1, 1, 1.005])):
+        same, common = level_bins(spectra, known)
+        assert same is spectra and common is None

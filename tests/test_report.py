@@ -76,6 +76,9 @@ def make_run(folder, arrays, *, coords=None, attrs=None, run=RUN):
     return folder
 
 
+LABELS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+
+
 def make_tof_run(folder, *, k=3, wavelength=True, no_data=False, only=(), **options):
     rng = np.random.default_rng(0)
     labels = (np.arange(40 * 50).reshape(40, 50) % k).astype(np.uint8)
@@ -155,6 +158,38 @@ def test_spectra_have_a_wavelength_axis_only_where_it_is_known(tmp_path, wavelen
     write_report(make_tof_run(tmp_path / "run", wavelength=wavelength, only=["spectra"]))
     height = imread(tmp_path / "run/preview/spectra.png").shape[0]
     assert (height > 500) == wavelength
+
+
+@pytest.mark.parametrize(
+    ("steps", "quantity", "levelled"),
+    [
+        ([{"rebin_tof": {"factor": 4}}], "counts", True),
+        ([], "counts per trigger", True),
+        ([{"rebin_tof": {"factor": 4, "how": "mean"}}], "counts", False),
+        ([{"rebin_tof": {"factor": 4}}], "transmission", False),
+    ],
+)
+def test_a_narrow_bin_does_not_look_like_an_edge(tmp_path, steps, quantity, levelled):
+    """Of sums, that is: their last bin holds 3 of 4."""
+    width = np.r_[np.full(29, 4e-5), 3e-5]
+    tof, spectra = np.r_[0, np.cumsum(width[:-1])], np.tile(100 * width / width[0], (3, 1))
+    tried = [
+        {"n_clusters": 2, "pixels": [3, 3], "inertia": 2.0},
+        {"n_clusters": 3, "pixels": [2, 2, 2], "inertia": 1.0},
+    ]
+    run = {**RUN, "pipeline": {"steps": steps}, "results": {"labels": {"n_clusters": 3, "tried": tried}}}
+    maps = {"labels": (("y", "x"), LABELS), "labels_k2": (("y", "x"), LABELS % 2)}
+    pictures = []
+    for width_s in (width, np.full(30, 4e-5)):
+        coords = {"tof": tof, "tof_width": ("tof", width_s)}
+        arrays = {"spectra": (("cluster", "tof"), spectra), "spectra_k2": (("cluster_k2", "tof"), spectra[:2]), **maps}
+        folder = tmp_path / f"run{len(pictures)}"
+        page = read_page(write_report(make_run(folder, arrays, coords=coords, attrs={"quantity": quantity}, run=run)))
+        pictures.append(page.text)
+    assert ("Bins differ in width: drawn is what 0.04 ms hold" in pictures[0]) == levelled
+    assert "Bins differ" not in pictures[1] and "Label maps of each number of clusters" in pictures[1]
+    drawn = [imread(tmp_path / f"run{i}/preview/label_maps.png") for i in range(2)]
+    assert np.array_equal(*drawn) != levelled, "the maps' spectra are levelled too"
 
 
 @pytest.mark.parametrize("k", [1, 20])
