@@ -34,7 +34,7 @@ from niseg_gpu.cli_signals import INTERRUPTED, TERMINATED, Terminated, ending_on
 from niseg_gpu.cli_simulate import add_simulate
 from niseg_gpu.cli_unet import add_unet
 from niseg_gpu.errors import UserError, suggest
-from niseg_gpu.malloc import share_store
+from niseg_gpu.pages import share_store
 
 MANY_OBJECTS = 250_000  # between two searches for cycles: the libraries make 200,000 while they are imported
 EPILOG = "Every command explains itself with --help."
@@ -66,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     logging.captureWarnings(True)
     gc.set_threshold(MANY_OBJECTS)
-    share_store()
     atexit.register(gc.freeze)  # or Python takes down object after object what the system frees at once: most of 1 s
     complaint, options = "", None
     open_missing_streams()
@@ -75,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             options = build_parser().parse_args(argv)
             _set_up_logging(options)
+            if getattr(options, "works_in_blocks", False):
+                share_store()
             with ending_on_request():
                 status = options.run(options) or 0
         except SystemExit as ended:  # of --help and --version
@@ -118,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = add_command(commands, "run", _run, "Run a pipeline into a folder of results.")
     run.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
     _add_run_options(run)
+    run.set_defaults(works_in_blocks=True)
     run.add_argument("--resume", action="store_true", help="go on where a killed run of the same name was")
     check = add_command(commands, "check", _check, "Check a pipeline: everything that can be known without computing.")
     check.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
@@ -125,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands, add_options=_add_run_options, read=_read)
 
     demo = add_command(commands, "demo", _demo, "Simulate a time-of-flight run and segment it.")
+    demo.set_defaults(works_in_blocks=True)
     demo.add_argument("--out", default="niseg-demo", help="folder to make (default: niseg-demo)")
     demo.add_argument(
         "--size", choices=("small", "full"), default="small", help="small: 256x256, full: 512x512 x 916 bins"
@@ -202,7 +205,7 @@ def _add_step(commands: Any, step: str, text: str) -> None:
     from niseg_gpu.pipeline.steps import OPS
 
     parser = add_command(commands, step.replace("_", "-"), _step, text)
-    parser.set_defaults(step=step)
+    parser.set_defaults(step=step, works_in_blocks=True)
     parser.add_argument("input", metavar="IN", help="folder, glob or file to read")
     parser.add_argument("output", metavar="OUT", help="file to write: .zarr, .tif, .h5 or .npy")
     add_fields(parser.add_argument_group("parameters"), parameters_of(step))

@@ -17,7 +17,7 @@ def add_plan(
     """Add the command; `add_options` gives it the options of ``run``, `read` makes a pipeline of them."""
     text = "Tell what a run will need: blocks, memory, disk, time. Reads a few blocks and writes nothing."
     plan = add_command(commands, "plan", _plan, text)
-    plan.set_defaults(read=read)
+    plan.set_defaults(read=read, works_in_blocks=True)
     plan.add_argument("pipeline", metavar="PIPELINE", help="YAML or TOML file")
     add_options(plan)
     plan.add_argument("--json", action="store_true", help="for programs to read")

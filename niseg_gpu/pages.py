@@ -1,4 +1,7 @@
-"""Memory that is freed and soon asked for again: kept by the process instead of mapped anew."""
+"""What becomes of memory that is freed: kept by the process for what is asked for next, or given back to the system.
+
+All of it is a matter of glibc's. Other C libraries, and whoever has set glibc up by its own variables, are left alone.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from contextlib import contextmanager
 
 MIB = 1 << 20
 # of mallopt, glibc's: its numbers, what keeps all, and what glibc comes to by itself once 32 MiB were freed
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -2, -3, -4, -8
 KEEPING = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 128 * MIB}
+LITTLE = {MMAP_THRESHOLD: MIB // 4, TRIM_THRESHOLD: MIB // 2}
 USUAL = {MMAP_MAX: 65536, TRIM_THRESHOLD: 64 * MIB, TOP_PAD: MIB // 8, MMAP_THRESHOLD: 32 * MIB}
 
 
@@ -22,18 +26,46 @@ def keep_pages() -> Iterator[None]:
 
     glibc asks the system for each large array and gives it back when it is freed; the system then clears every page
     of the next one, which takes longer than to write it. Where the same room is asked for again and again, as by the
-    steps of a training, that is a sixth of the time. The setting is the whole process's. Other C libraries, and whoever
-    has set glibc up by its own variables, are left alone.
+    steps of a training, that is a sixth of the time. The setting is the whole process's.
 
     References
     ----------
     mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
+    with _set_for_a_while(KEEPING):
+        yield
+
+
+@contextmanager
+def keep_little() -> Iterator[None]:
+    """Have arrays go back to the system as they are freed inside a ``with`` block, which takes time."""
+    with _set_for_a_while(LITTLE):
+        yield
+
+
+def share_store() -> None:
+    """Have all threads that are still to come take memory from one store.
+
+    By itself each gets a store of its own, and keeps what it once had there: memory for several blocks of which nobody
+    holds any. Where threads ask for memory without end, as in a training, one store for all takes longer.
+    """
+    if (libc := _find_glibc()) is not None:
+        _set(libc, {ARENA_MAX: 1})
+
+
+def give_back() -> None:
+    """Give back to the system what nobody holds."""
+    if (libc := _find_glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+@contextmanager
+def _set_for_a_while(values: dict[int, int]) -> Iterator[None]:
     libc = _find_glibc()
     if libc is None:
         yield
         return
-    _set(libc, KEEPING)
+    _set(libc, values)
     try:
         yield
     finally:

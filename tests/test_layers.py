@@ -17,7 +17,6 @@ LAYERS = {
     "chunks": 1,
     "kernels": 1,
     "xla": 1,
-    "malloc": 1,
     "pages": 1,
     "threads": 1,
     "backend": 1,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from niseg_gpu.cli import build_parser
 from niseg_gpu.pages import _find_glibc, keep_pages
 
 SIZE, TIMES = 48 * 2**20, 8
@@ -95,3 +96,26 @@ def test_a_failure_inside_gives_back_too(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) >= 4  # faults in each of them, if only one a huge page
+
+
+@needs_glibc
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_share_a_store_where_told_to(shared):
+    script = (
+        "import ctypes, threading\nfrom niseg_gpu.pages import give_back, share_store\n"
+        f"if {shared}:\n    share_store()\n"
+        "libc = ctypes.CDLL(None)\nlibc.malloc.restype = ctypes.c_void_p\n"
+        "threads = [threading.Thread(target=libc.malloc, args=(5000,)) for _ in range(4)]\n"
+        "[t.start() for t in threads]\n[t.join() for t in threads]\ngive_back()\n"
+        "libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, 'stdout'))\nlibc.fflush(None)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout.count("<heap nr=") == 1) == shared
+
+
+def test_only_commands_that_work_in_blocks_share_one():
+    parse = build_parser().parse_args
+    for words in (["run", "p.yaml"], ["plan", "p.yaml"], ["demo"], ["normalize", "in", "out.npy"]):
+        assert parse(words).works_in_blocks
+    for words in (["bench"], ["unet", "info", "model"], ["info"]):
+        assert not hasattr(parse(words), "works_in_blocks")

@@ -20,7 +20,7 @@ from niseg_gpu.backend import CPU, count_cores, select
 from niseg_gpu.io.folders import check_folder
 from niseg_gpu.io.unfinished import unfinished_folder
 from niseg_gpu.kmeans.step import is_table_large
-from niseg_gpu.malloc import give_back
+from niseg_gpu.pages import give_back
 from niseg_gpu.pipeline.checkpoint import CHECKPOINT, RESULTS, Checkpoint, check_finished, identify_run
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.clusters import cluster, write_clusters

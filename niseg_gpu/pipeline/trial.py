@@ -19,7 +19,7 @@ from niseg_gpu.backend import limit_threads
 from niseg_gpu.chunks import Region
 from niseg_gpu.kmeans.cluster import draw_starts, hold_rows
 from niseg_gpu.kmeans.lloyd import assign, measure_points
-from niseg_gpu.malloc import give_back, keeping_little
+from niseg_gpu.pages import give_back, keep_little
 from niseg_gpu.pipeline.clock import measure_peak_memory
 from niseg_gpu.pipeline.engine import Applied, Stage
 from niseg_gpu.pipeline.ledger import Ledger
@@ -101,7 +101,7 @@ def run_trial(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
         All blocks.
     """
     start = time.perf_counter()
-    with keeping_little():  # or what threads keep of the block would count as base
+    with keep_little():  # or what threads keep of the block would count as base
         _take_blocks(session, stages, regions[:1])  # what compiles, compiles here
         slow = time.perf_counter() - start > LONG_S
         base = measure_base_memory()
