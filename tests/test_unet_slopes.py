@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from niseg_gpu.unet import slopes
 from niseg_gpu.unet.config import UNetConfig
-from niseg_gpu.unet.layers import Run, pool
+from niseg_gpu.unet.layers import Run, convolve, convolve_upsampled, pool, upsample
 from niseg_gpu.unet.losses import bce
 from niseg_gpu.unet.model import apply_network, init_weights
 
@@ -43,6 +43,61 @@ def test_the_slope_of_a_kernel(shape: tuple, features: int, padding: tuple, rows
         )
         found = slopes.slope_of_kernel(x, slope, size=size, padding=padding)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=12)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 5), SIDE, SIDE, st.integers(1, 4)),
+    features=st.integers(1, 4),
+    padding=st.tuples(*3 * [st.sampled_from([(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)])]),
+    rows=st.integers(1, 3),
+)
+def test_the_slope_of_a_kernel_for_volumes(shape: tuple, features: int, padding: tuple, rows: int) -> None:
+    size = tuple(1 + sum(pair) for pair in padding)
+    x, slope, kernel = draw(*shape), draw(*shape[:4], features), draw(*size, shape[4], features)
+
+    def plain(kernel: jax.Array) -> jax.Array:
+        names = ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=names)
+
+    expected = jax.linear_transpose(plain, kernel)(slope)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slopes, "PLANE_BYTES", rows * 4 * shape[3] * size[1] * size[2] * min(shape[4], features))
+        found = slopes.slope_of_volume_kernel(x, slope, size=size, padding=padding)
+        patch.setattr(slopes, "SMALL_PLANE", 0)
+        whole = jax.vjp(lambda k: slopes.convolve_volumes(x, k, padding, None), kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(whole[0], plain(kernel), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(whole[1](slope)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20)
+@given(
+    sides=st.lists(st.integers(1, 4), min_size=2, max_size=3),
+    channels=st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5)),
+    padding=st.sampled_from([(), (0, 1), (1, 0), (1, 1)]),
+)
+def test_few_pixels_are_convolved_as_many_are(sides: list, channels: tuple, padding: tuple) -> None:
+    n, inputs, features = channels
+    size = 1 + sum(padding) if padding else 3
+    x, kernel = draw(n, *sides, inputs), draw(*(size,) * len(sides), inputs, features)
+    how = {"padding": (padding,) * len(sides)} if padding else {}
+    found, expected = (convolve(x, kernel, Run(few_pixels=few), **how) for few in (2 * 4**3, 0))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_coarse_features_of_any_number_are_convolved_as_upsampled_ones(dims: int) -> None:
+    x, kernel = draw(1, *(3, 2, 4)[:dims], 3), draw(*(3,) * dims, 3, 2)
+    expected = convolve(upsample(x), kernel, Run())
+    for run in (Run(), Run(few_pixels=64), Run(few_pixels=2, own_slopes=True, planes=True), Run(phases=False)):
+        found = convolve_upsampled(x, kernel, run)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        slope, plain = (
+            jax.grad(lambda k, f=f: (f(k) ** 2).sum())(kernel)
+            for f in (lambda k, run=run: convolve_upsampled(x, k, run), lambda k: convolve(upsample(x), k, Run()))
+        )
+        np.testing.assert_allclose(slope, plain, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

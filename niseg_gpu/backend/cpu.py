@@ -26,7 +26,14 @@ class Cpu(Twin):
     has_bus = False  # between its memory and the host's
     window_bytes = 0  # a value that `correct_window` works with
     # How the CPU computes a U-Net fastest, see `niseg_gpu.unet.layers.Run`, and the pixels of a tile by dimensions
-    network = {"dtype": "float32", "strip_rows": 64, "phases": True, "planes": True, "own_slopes": True}
+    network = {
+        "dtype": "float32",
+        "strip_rows": 64,
+        "phases": True,
+        "planes": True,
+        "own_slopes": True,
+        "few_pixels": 64,
+    }
     tile_pixels = {2: 1152**2, 3: 112**3}
     weights_a_pixel = 64
 

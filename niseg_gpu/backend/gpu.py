@@ -35,7 +35,14 @@ class Gpu(Twin):
     window_bytes = 16  # counts, their running sum, and the live part, in float32
     cleans_in_pieces = False
     sums_changes = False  # a pass waits for the pixels, not for the sums
-    network = {"dtype": "bfloat16", "strip_rows": 0, "phases": True, "planes": False, "own_slopes": False}
+    network = {
+        "dtype": "bfloat16",
+        "strip_rows": 0,
+        "phases": True,
+        "planes": False,
+        "own_slopes": False,
+        "few_pixels": 0,
+    }
     tile_pixels = {2: 2048**2, 3: 384**3}
     weights_a_pixel = None
 

@@ -6,6 +6,7 @@ concatenation are then up to the convolution that reads them, which can do witho
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from flax import nnx
 from jax import lax
 
 from niseg_gpu.unet.config import RECURRENCES
-from niseg_gpu.unet.slopes import convolve_frames, pool_largest
+from niseg_gpu.unet.slopes import convolve_frames, convolve_volumes, pool_largest, sum_planes
 
 LETTERS = {1: "W", 2: "HW", 3: "DHW"}
+FEW_FINE = 8  # times few_pixels: up to so many coarse features are upsampled
 
 
 class Run(NamedTuple):
@@ -36,6 +38,9 @@ class Run(NamedTuple):
         Convolve volumes as sums of convolutions of planes.
     own_slopes : bool
         Take slopes by `niseg_gpu.unet.slopes`, not as XLA does.
+    few_pixels : int
+        Convolve up to so many pixels by one product of matrices: coarse levels have few, and large kernels, which XLA's
+        convolution turns about for longer than it computes.
     """
 
     dtype: str = "float32"
@@ -43,6 +48,7 @@ class Run(NamedTuple):
     phases: bool = True
     planes: bool = False
     own_slopes: bool = False
+    few_pixels: int = 0
 
 
 class Joined(NamedTuple):
@@ -80,43 +86,54 @@ def convolve(x: jax.Array, kernel: jax.Array, run: Run, *, padding: tuple[tuple[
     if size == 1:
         return jnp.tensordot(x, kernel.reshape(kernel.shape[-2:]), 1, precision=precision)
     padding = padding or ((size // 2, size // 2),) * dims
+    if math.prod(x.shape[:-1]) <= run.few_pixels:
+        return _convolve_few(x, kernel, padding=padding, precision=precision)
+    if run.own_slopes and (dims == 2 or run.planes):
+        return (convolve_volumes if dims == 3 else convolve_frames)(x, kernel, padding, precision)
     if dims == 3 and run.planes:
-        return _convolve_planes(x, kernel, run, padding=padding)
-    if dims == 2 and run.own_slopes:
-        return convolve_frames(x, kernel, padding, precision)
+        return sum_planes(x, kernel, padding, convolve=lambda *planes: convolve(*planes[:2], run, padding=planes[2]))
     letters = LETTERS[dims]
     names = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
     return lax.conv_general_dilated(x, kernel, (1,) * dims, padding, dimension_numbers=names, precision=precision)
 
 
-def _convolve_planes(x: jax.Array, kernel: jax.Array, run: Run, *, padding: tuple[tuple[int, int], ...]) -> jax.Array:
-    n, channels, features = x.shape[0], x.shape[-1], kernel.shape[-1]
-    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
-    depth = x.shape[1] - kernel.shape[0] + 1
-    total = None
-    for k, plane_kernel in enumerate(kernel):
-        planes = x[:, k : k + depth].reshape(-1, *x.shape[2:4], channels)
-        part = convolve(planes, plane_kernel, run, padding=padding[1:])
-        total = part if total is None else total + part
-    return total.reshape(n, depth, *total.shape[1:3], features)
+def _convolve_few(
+    x: jax.Array, kernel: jax.Array, *, padding: tuple[tuple[int, int], ...], precision: Any
+) -> jax.Array:
+    n, *space, channels = x.shape
+    *size, _, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    space = [length + sum(pads) - k + 1 for length, pads, k in zip(space, padding, size, strict=True)]
+    beside = [
+        lax.slice(x, (0, *tap, 0), (n, *(t + length for t, length in zip(tap, space, strict=True)), channels))
+        for tap in product(*map(range, size))
+    ]
+    columns = jnp.concatenate(beside, -1).reshape(-1, len(beside) * channels)
+    return jnp.matmul(columns, kernel.reshape(-1, features), precision=precision).reshape(n, *space, features)
 
 
 def convolve_upsampled(x: jax.Array, kernel: jax.Array, run: Run) -> jax.Array:
     """Convolve what `upsample` would give."""
     if kernel.shape[0] == 1:
         return upsample(convolve(x, kernel, run))
-    if not run.phases:
+    dims, fine_pixels = x.ndim - 2, math.prod(x.shape[:-1]) * 2 ** (x.ndim - 2)
+    if not run.phases or fine_pixels <= FEW_FINE * run.few_pixels:  # all phases of a large kernel take longer
         return convolve(upsample(x), kernel, run)
-    dims = x.ndim - 2
-    found = []
-    for phase in product((0, 1), repeat=dims):
-        part = kernel
-        for axis, odd in enumerate(phase):
-            first, middle, last = (lax.index_in_dim(part, i, axis) for i in range(3))
-            taps = [first + middle, last] if odd else [first, middle + last]
-            part = jnp.concatenate(taps, axis)
-        found.append(convolve(x, part, run, padding=tuple((1 - odd, odd) for odd in phase)))
+    parts = kernel
+    for axis in range(dims):
+        parts = _split_phases(parts, axis)
+    found = [
+        convolve(x, parts[phase], run, padding=tuple((1 - odd, odd) for odd in phase))
+        for phase in product((0, 1), repeat=dims)
+    ]
     return _interleave(jnp.stack(found), dims)
+
+
+def _split_phases(kernel: jax.Array, axis: int) -> jax.Array:
+    """What even and odd pixels along an axis of space take of their 2 coarse neighbours; phases before it are split."""
+    first, middle, last = (lax.slice_in_dim(kernel, tap, tap + 1, axis=2 * axis) for tap in range(3))
+    even, odd = [first, middle + last], [first + middle, last]
+    return jnp.stack([jnp.concatenate(taps, 2 * axis) for taps in (even, odd)], axis)
 
 
 def _interleave(phases: jax.Array, dims: int) -> jax.Array:

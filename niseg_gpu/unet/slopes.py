@@ -2,11 +2,12 @@
 
 XLA takes the slope of a kernel for a convolution whose window is the whole image. Here it is a product of matrices:
 pixels by channels, times pixels by the channels beside them in every direction, a strip of rows at a time so that the
-copies stay in the cache.
+copies stay in the cache. Volumes are convolved plane by plane, and their slopes are taken so too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 
 STRIP_BYTES = 2**19  # of the copies that are worked on at a time
+PLANE_BYTES = 2**21  # the same of a plane of a volume, whose copies serve several products
 SMALL = 32**2  # pixels of images for which XLA's own is as fast
+SMALL_PLANE = 16**2  # of planes
 NAMES = ("NHWC", "HWIO", "NHWC")
 Padding = tuple[tuple[int, int], ...]
 
@@ -88,11 +91,86 @@ def slope_of_kernel(x: jax.Array, slope: jax.Array, *, size: tuple[int, ...], pa
     return total.transpose((1, 2, 3, 0) if still is slope else (1, 2, 0, 3))
 
 
-def _choose_rows(height: int, row_bytes: int) -> int:
+def _choose_rows(height: int, row_bytes: int, *, most: int = STRIP_BYTES) -> int:
     """The most rows that a strip has room for and that divide the height."""
-    return max(
-        rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * row_bytes <= STRIP_BYTES)
-    )
+    return max(rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * row_bytes <= most))
+
+
+def sum_planes(x: jax.Array, kernel: jax.Array, padding: Padding, *, convolve: Callable[..., jax.Array]) -> jax.Array:
+    """Convolve (N, Z, Y, X, C) with (a, b, c, C, features), by ``convolve(planes, kernel, padding)`` of frames."""
+    n, channels, features = x.shape[0], x.shape[-1], kernel.shape[-1]
+    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    depth = x.shape[1] - kernel.shape[0] + 1
+    total = None
+    for k, plane_kernel in enumerate(kernel):
+        planes = x[:, k : k + depth].reshape(-1, *x.shape[2:4], channels)
+        part = convolve(planes, plane_kernel, padding[1:])
+        total = part if total is None else total + part
+    return total.reshape(n, depth, *total.shape[1:3], features)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve_volumes(x: jax.Array, kernel: jax.Array, padding: Padding, precision: lax.Precision | None) -> jax.Array:
+    """Convolve (N, Z, Y, X, C) with (a, b, c, C, features) as a sum of planes; `padding` keeps the size."""
+    return sum_planes(x, kernel, padding, convolve=lambda *planes: convolve_frames(*planes, precision))
+
+
+def _convolve_volumes(x, kernel, padding, precision):
+    return convolve_volumes(x, kernel, padding, precision), (x, kernel)
+
+
+def _slopes_of_volumes(padding, precision, saved, slope):
+    x, kernel = saved
+
+    def forward(x, kernel):
+        return sum_planes(x, kernel, padding, convolve=lambda *planes: convolve_frames(*planes, precision))
+
+    (of_x,) = jax.vjp(lambda x: forward(x, kernel), x)[1](slope)
+    if x.shape[2] * x.shape[3] <= SMALL_PLANE or x.shape[4] == 1:
+        return of_x, jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](slope)[0]
+    return of_x, slope_of_volume_kernel(x, slope, size=kernel.shape[:3], padding=padding).astype(kernel.dtype)
+
+
+convolve_volumes.defvjp(_convolve_volumes, _slopes_of_volumes)
+
+
+def slope_of_volume_kernel(x: jax.Array, slope: jax.Array, *, size: tuple[int, ...], padding: Padding) -> jax.Array:
+    """Return (a, b, c, C, features) sums over voxels, as `slope_of_kernel` does over pixels.
+
+    What lies beside a voxel in its plane is copied once, for all the planes that it is multiplied with.
+    """
+    (deep, *flat), ((low, _), *around) = size, padding
+    taps = list(product(*map(range, flat)))
+    of_x = x.shape[4] <= slope.shape[4]
+    if of_x:
+        still, moved, offsets, depth = slope, x, taps, (deep - 1 - low, low)
+    else:
+        still, moved, depth = x, slope, padding[0]
+        around = [(k - 1 - before, before) for k, (before, _) in zip(flat, around, strict=True)]
+        offsets = [tuple(k - 1 - t for k, t in zip(flat, tap, strict=True)) for tap in taps]
+    n, planes, height, width, channels = moved.shape
+    others = still.shape[4]
+    still = jnp.pad(still, ((0, 0), depth, (0, 0), (0, 0), (0, 0)))
+    moved = jnp.pad(moved, ((0, 0), (0, 0), *around, (0, 0)))
+    rows = _choose_rows(height, width * len(taps) * channels * moved.dtype.itemsize, most=PLANE_BYTES)
+
+    def add(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        total, beside = carry
+        volume, plane, strip = jnp.unravel_index(i, (n, planes, height // rows))
+        for k, (down, right) in enumerate(offsets):
+            corner = (volume, plane, strip * rows + down, right, 0)
+            part = lax.dynamic_slice(moved, corner, (1, 1, rows, width, channels)).reshape(rows, width, channels)
+            beside = lax.dynamic_update_slice(beside, part, (0, 0, k * channels))
+        here = lax.dynamic_slice(still, (volume, plane, strip * rows, 0, 0), (1, deep, rows, width, others))
+        here = here.reshape(deep, rows * width, others).transpose(0, 2, 1).reshape(deep * others, -1)
+        there = beside.reshape(rows * width, -1)
+        sums = lax.dot(here, there, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+        return total + sums, beside
+
+    start = jnp.zeros((deep * others, len(taps) * channels)), jnp.zeros((rows, width, len(taps) * channels), x.dtype)
+    total = lax.fori_loop(0, n * planes * (height // rows), add, start)[0].reshape(deep, others, *flat, channels)
+    # a plane of x meets those of the slope in the other order
+    return total[::-1].transpose((0, 2, 3, 4, 1)) if of_x else total.transpose((0, 2, 3, 1, 4))
 
 
 @jax.custom_vjp
