@@ -25,7 +25,7 @@ from niseg_gpu.simulate.tof import simulate_tof
 from niseg_gpu.unet.folder import UNetModel
 
 ROOT = Path(__file__).parents[1]
-GB, RUNS = 10**9, 3
+GB, RUNS = 10**9, 2
 VARYING = ["spectra", "normalized", "frames cleaned"]  # by a few per cent, with the turns of the threads
 STEADY = ["frames clustered", "rows of packed frames", "nearest neighbours", "network"]
 

@@ -45,7 +45,7 @@ def test_the_slope_of_a_kernel(shape: tuple, features: int, padding: tuple, rows
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=12)
+@settings(max_examples=5)
 @given(
     shape=st.tuples(st.integers(1, 2), st.integers(1, 5), SIDE, SIDE, st.integers(1, 4)),
     features=st.integers(1, 4),
