@@ -16,8 +16,10 @@ from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pixel_features import SPECTRUM, check_feature, compute_pixel_features, standardize
 
 
-def count_extras(features: Mapping[str, float] | None, images: Mapping[str, float] | None) -> int:
-    """Columns that a table needs beside the spectrum's."""
+def count_extras(
+    features: Mapping[str, float] | None = None, images: Mapping[str, float] | None = None, **_: Any
+) -> int:
+    """Columns that a table needs beside the spectrum's, given the step's parameters."""
     return sum(name != SPECTRUM for name in features or {}) + len(images or {})
 
 

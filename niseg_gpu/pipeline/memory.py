@@ -197,7 +197,7 @@ def find_peak(phases: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
 
 def _count_last(image: StackInfo, last: tuple[Any, Mapping[str, Any]], *, backend: Any) -> tuple[int, int]:
     op, parameters = last
-    extras = count_extras(parameters.get("features"), parameters.get("images"))
+    extras = count_extras(**parameters)
     pixels = math.prod(image.shape) // image.sizes.get("tof", 1)
     table = count_table_bytes(image, extras=extras, backend=backend) + pixels
     return table, op.memory(image, backend=backend, **parameters).once
@@ -205,8 +205,7 @@ def _count_last(image: StackInfo, last: tuple[Any, Mapping[str, Any]], *, backen
 
 def _count_held(image: StackInfo, last: tuple[Any, Mapping[str, Any]], workers: int, backend: Any) -> tuple[int, int]:
     """Of a table in a file: what the device holds of it, and the host for it."""
-    extras = count_extras(last[1].get("features"), last[1].get("images"))
-    return count_held(image, extras, backend=backend, workers=workers)
+    return count_held(image, count_extras(**last[1]), backend=backend, workers=workers)
 
 
 def _nbytes(info: StackInfo) -> int:

@@ -131,11 +131,6 @@ def _tell_unknown(session: Session, host: Room, disk: Disk) -> Iterator[str]:
         yield "for the averages of the open beam and the dark current, taken first; large frames may need more"
 
 
-def _count_extras(session: Session) -> int:
-    assert session.last_step is not None
-    return count_extras(session.last_step.parameters["features"], session.last_step.parameters["images"])
-
-
 def _lengths(region: Region) -> tuple[int, ...]:
     return tuple(part.stop - part.start for part in region)
 
@@ -172,9 +167,9 @@ def estimate_seconds(session: Session, regions: Sequence[Region], trial: Trial) 
 
 def _read_again(session: Session, image: StackInfo) -> float:
     """What each iteration reads of a table in a file, as a part of the bytes of the input."""
-    if not session.table_is_large or session.client is not None:
+    if session.last_step is None or not session.table_is_large or session.client is not None:
         return 0.0
-    extras = _count_extras(session)
+    extras = count_extras(**session.last_step.parameters)
     held = sum(count_held(image, extras, backend=session.engine.backend, workers=session.workers))
     return max(count_table_bytes(image, extras=extras, backend=CPU) - held, 0) / session.inputs.sample.nbytes
 
@@ -228,7 +223,8 @@ def _plan_disk(session: Session, stages: Sequence[Stage], trial: Trial) -> Disk:
         if "spectra" in kept:
             arrays["spectra"] = 12 * sum(numbers) * bins
         if session.table_is_large:
-            arrays[TABLE] = count_table_bytes(image, extras=_count_extras(session), backend=CPU)
+            extras = count_extras(**session.last_step.parameters)
+            arrays[TABLE] = count_table_bytes(image, extras=extras, backend=CPU)
     arrays["report"] = REPORT_BYTES
     most = sum(arrays.values())
     folder = Path(session.pipeline.output.path).absolute()
