@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from niseg_gpu.kmeans.estimator import KMeans
+from niseg_gpu.kmeans.spread import share_blocks
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,6 +87,27 @@ def test_workers_of_a_client_give_the_same_bytes(tmp_path: Path) -> None:
         assert found["labels"].tobytes() == expected.labels_.tobytes()
         assert found["centroids"].tobytes() == expected.cluster_centers_.tobytes()
         assert found["inertia"] == expected.inertia_
+
+
+@given(st.data(), st.integers(1, 5), st.integers(1, 40))
+def test_each_worker_has_its_share_of_the_pixels(data: st.DataObject, n_workers: int, n_blocks: int) -> None:
+    workers = [f"w{i}" for i in range(n_workers)]
+    sizes = data.draw(st.lists(st.integers(1, 50), min_size=n_blocks, max_size=n_blocks))
+    some = st.lists(st.sampled_from([*workers, "gone"]), unique=True)
+    homes = share_blocks(
+        sizes, holders=data.draw(st.lists(some, min_size=n_blocks, max_size=n_blocks)), workers=workers
+    )
+    assert sorted(i for numbers in homes.values() for i in numbers) == list(range(n_blocks))
+    assert set(homes) <= set(workers)
+    loads = [sum(sizes[i] for i in homes.get(worker, ())) for worker in workers]
+    assert max(loads) <= sum(sizes) / n_workers + max(sizes)
+
+
+def test_blocks_stay_where_they_are_as_far_as_that_is_fair() -> None:
+    holders = [["a"], ["a", "b"], ["b"], ["b"]]
+    assert share_blocks([5] * 4, holders=holders, workers=["a", "b"]) == {"a": [0, 1], "b": [2, 3]}
+    assert share_blocks([5] * 4, holders=[["a"]] * 4, workers=["a", "b"]) == {"a": [0, 1], "b": [2, 3]}
+    assert share_blocks([5] * 2, holders=[["b"]] * 2, workers=["a", "b", "c"]) == {"b": [0], "a": [1]}
 
 
 A_WORKER_ENDS = """

@@ -62,11 +62,10 @@ def spread_points(
     blocks = client.compute([array[(*r[:axis], slice(None), *r[axis:])] for r in regions])
     collect(client, [client.submit(_nothing, block) for block in blocks])  # computed, or its error is raised here
     where = client.who_has(blocks)
-    homes: dict[str, list[int]] = defaultdict(list)
-    for i, block in enumerate(blocks):
-        homes[min(where[block.key])].append(i)
+    sizes = [math.prod(s.stop - s.start for s in region) for region in regions]
+    homes = share_blocks(sizes, holders=[where[block.key] for block in blocks], workers=_workers_of(client))
     shape = {"map_shape": map_shape, "n_features": array.shape[axis]}
-    return _build(client, blocks, dict(homes), regions, axis=axis, device=device, kernels=kernels, **shape)
+    return _build(client, blocks, homes, regions, axis=axis, device=device, kernels=kernels, **shape)
 
 
 def scatter_points(client: Any, rows: np.ndarray, *, device: str, kernels: str) -> SpreadPoints:
@@ -89,6 +88,47 @@ def scatter_points(client: Any, rows: np.ndarray, *, device: str, kernels: str) 
             blocks += client.scatter(pieces, workers=[worker], direct=True, hash=False)
     shape = {"map_shape": (n,), "n_features": features}
     return _build(client, blocks, homes, regions, axis=1, device=device, kernels=kernels, **shape)
+
+
+def share_blocks(
+    sizes: Sequence[int], *, holders: Sequence[Sequence[str]], workers: Sequence[str]
+) -> dict[str, list[int]]:
+    """Give every worker as many pixels, as each pass waits for the one that has most.
+
+    A block stays where it was computed while its worker has less than its share; what is over is moved, once.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        The pixels of each block.
+    holders : sequence of sequence of str
+        The workers that have it.
+    workers : sequence of str
+        Among whom they are shared.
+
+    Returns
+    -------
+    dict of str to list of int
+        The numbers of each worker's blocks, ascending; workers without any are left out.
+    """
+    load = dict.fromkeys(workers, 0)
+    homes: dict[str, list[int]] = defaultdict(list)
+
+    def give(number: int, worker: str) -> None:
+        load[worker] += sizes[number]
+        homes[worker].append(number)
+
+    over = []
+    for number in sorted(range(len(sizes)), key=lambda i: (-sizes[i], len(holders[i]))):
+        near = [w for w in holders[number] if w in load]
+        worker = min(near, key=lambda w: (load[w], w), default=None)
+        if worker is not None and (load[worker] + sizes[number]) * len(load) <= sum(sizes):
+            give(number, worker)
+        else:
+            over.append(number)
+    for number in over:
+        give(number, min(load, key=lambda w: (load[w], w not in holders[number], w)))
+    return {worker: sorted(numbers) for worker, numbers in homes.items()}
 
 
 def _read(rows: Any) -> np.ndarray:
