@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niseg_gpu.backend import CPU, Cpu, with_kernels, working_on
+from niseg_gpu.backend import CPU, Cpu, Gpu, with_kernels, working_on
 from niseg_gpu.chunks import widen
 from niseg_gpu.kmeans.step import fit_kmeans, memory_kmeans
 from niseg_gpu.kmeans.table import PixelTable
@@ -20,7 +20,7 @@ from niseg_gpu.knn_model import fit_knn
 from niseg_gpu.pipeline import memory
 from niseg_gpu.pipeline.blocks import PARTS, cut_blocks, halo_of
 from niseg_gpu.pipeline.engine import Stage
-from niseg_gpu.pipeline.memory import find_peak, follow_block
+from niseg_gpu.pipeline.memory import Way, count_host, find_peak, follow_block
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.stack import StackInfo
 from niseg_gpu.tof import Group
@@ -209,3 +209,15 @@ def test_blocks_need_no_less_than_their_values_and_more_with_every_step(shape, w
 
 def test_the_phase_that_needs_most_is_the_peak() -> None:
     assert find_peak({"blocks": {"a": 1, "b": 2}, "report": {"a": 4}}) == ("report", 4)
+
+
+def test_copies_to_a_gpu_have_memory_of_the_host_for_all_blocks_at_once() -> None:
+    """CuPy's pool of page-locked memory knows powers of two only, and keeps what it has."""
+    way, image = (
+        Way(raw=3 * 2**20, steps=(2**24,), left=2**22, once=0, largest=2**22),
+        StackInfo(("tof", "y", "x"), (1, 8, 8), np.dtype("f4")),
+    )
+    common = {"at_once": 4, "base": 0, "last": None, "n_planes": 0, "pictures_frames": False}
+    for phase in count_host(image, way, backend=Gpu(), **common).values():
+        assert 4 * 2**22 <= phase["copies to the device"] < 4 * 2**23
+    assert all(not phase["copies to the device"] for phase in count_host(image, way, backend=CPU, **common).values())

@@ -19,6 +19,7 @@ from niseg_gpu.backend.twin import Cleaned, Clusters, Twin, has_nan, neighbours_
 
 QUERIES = 2**18  # neighbours of so many are held at once
 JAX_ALIGNMENT = 256  # bytes, at a multiple of which memory for JAX begins
+CUML_KEEPS = 2**30  # bytes that cuML's pool of memory may hold unused
 
 log = logging.getLogger(__name__)
 
@@ -303,7 +304,8 @@ def _import_cuml(name: str) -> Any:
     """A module of cuML; CuPy keeps its pool of memory.
 
     cuML's import has CuPy ask RMM for memory instead, which asks the driver each time, and giving it back waits for
-    the device. cuML's own memory is RMM's: where nobody has chosen a pool for that, it gets the driver's.
+    the device. cuML's own memory is RMM's: where nobody has chosen a pool for that, it gets the driver's, which by
+    itself would keep all it ever took, out of reach of CuPy and JAX.
     """
     cuda = importlib.import_module("cupy").cuda
     allocator = cuda.get_allocator()
@@ -312,7 +314,7 @@ def _import_cuml(name: str) -> Any:
     mr = sys.modules["rmm"].mr  # cuML has imported it
     has_pools = cuda.Device().attributes.get("MemoryPoolsSupported", 0)
     if has_pools and type(mr.get_current_device_resource()) is mr.CudaMemoryResource:
-        mr.set_current_device_resource(mr.CudaAsyncMemoryResource())
+        mr.set_current_device_resource(mr.CudaAsyncMemoryResource(release_threshold=CUML_KEEPS))
     return module
 
 

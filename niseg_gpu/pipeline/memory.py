@@ -24,6 +24,7 @@ DRAWN, DRAWN_PIXELS = 100, 600**2  # bytes a pixel of frames that are drawn, whi
 LITTLE = 25_000_000  # bytes: objects, threads' stacks
 FRAME = 20  # bytes a pixel of a frame: the sums of image, spots and mean image
 FRAME_WRITTEN = 36  # the same with their means, on their way to the disk
+PINNED = 2  # times a block at most: CuPy copies it through page-locked memory, whose sizes are powers of two
 CODED = 2  # copies of a block that is written: in the order of its chunk, and compressed
 
 
@@ -153,6 +154,7 @@ def count_host(
         "files mapped": mapped,
         "files unpacked": unpacked,
         "sums and samples": FRAME * frame + 8 * n_planes * min(PIXELS, math.prod(image.shape)),
+        "copies to the device": 0 if on_host else PINNED * way.raw * at_once,
     }
     table, more = _count_last(image, last, backend=backend) if last and (on_host or fetched) else (0, 0)
     kept = table
