@@ -30,7 +30,7 @@ def shape_of_run(size: str, *, bins: int = 916) -> dict[str, int]:
 
 def prepare_run(size: str, *, bins: int = 916) -> Path:
     """Return the folder of a run's frames, simulated where it does not exist yet."""
-    if "NISEG_BENCH_DATA" not in os.environ:
+    if not os.environ.get("NISEG_BENCH_DATA"):
         raise UserError("NISEG_BENCH_DATA names no folder for the data of the measurements; set it")
     shape = shape_of_run(size, bins=bins)
     folder = Path(os.environ["NISEG_BENCH_DATA"]) / "tof-{n_bins}x{height}x{width}".format(**shape)

@@ -17,6 +17,7 @@ from niseg_gpu.io.source import Source
 from niseg_gpu.pipeline.api import apply_steps, cluster_stack
 from niseg_gpu.pipeline.engine import Engine
 from niseg_gpu.pipeline.parse import parse_steps
+from niseg_gpu.pipeline.values import ValueCheck
 
 WINDOWS = {"shutter_windows": [[0, 6], [7, 19]], "shutter_counts": [900, 1100], "bin_triggers": [900] * 7 + [1100] * 13}
 
@@ -215,6 +216,12 @@ def test_a_bad_value_is_named_with_its_file_and_place(value, dtype, what) -> Non
     engine.apply(stack, parse_steps(steps)).image.compute()
     (line,) = engine.clock.findings()
     assert line.startswith("input: 1 ") and line.endswith("values kept")
+
+
+@pytest.mark.parametrize("values", [[3e38, 3e38], [3e38, 3e38, -3e38, -3e38], [-3e38] * 3])
+def test_values_whose_sum_overflows_are_not_bad(values: list[float]) -> None:
+    block = np.array(values, np.float32).reshape(1, 1, -1)
+    ValueCheck((), bad_values="error")(block, (slice(0, 1),) * 3)
 
 
 @pytest.mark.parametrize(("dtype", "worked"), [(np.float16, np.float32), (bool, np.uint8)])

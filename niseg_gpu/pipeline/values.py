@@ -59,7 +59,7 @@ def _tests(block: np.ndarray) -> list[tuple[str, np.ndarray]]:
     if block.dtype.kind == "f":
         # one sum finds NaN and Inf: any of them makes it not finite (an overflow of huge values does too)
         with np.errstate(over="ignore", invalid="ignore"):
-            clean = np.isfinite(np.sum(block, dtype=np.float64))
+            clean = np.isfinite(np.sum(block, dtype=np.result_type(block, np.float32)))
         if not clean:
             found = [("NaN", np.isnan(block)), ("Inf", np.isinf(block))]
     elif block.dtype.kind in "iu":
