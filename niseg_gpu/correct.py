@@ -274,12 +274,7 @@ def _check_reference(frames: Any, info: Any, what: str) -> None:
 
 def _reference(frames: Any, info: Any) -> Any:
     """The reference itself where it has the sample's ToF bins, else the mean of its frames."""
-    if "tof" in frames.info.dims and "tof" in info.dims:
-        return frames
-    mean = frames.data
-    if mean.ndim == 3:
-        mean = mean.mean(mean.dims[0], dtype=np.float32)
-    return mean.astype(np.float32).compute()
+    return frames if "tof" in frames.info.dims and "tof" in info.dims else frames.average()
 
 
 def _region(dose_roi: tuple[int, int, int, int], info: Any) -> dict[str, slice]:

@@ -143,6 +143,23 @@ def test_a_single_reference_frame_serves_every_bin() -> None:
     assert applied.image.attrs["quantity"] == "transmission"
 
 
+@settings(max_examples=15)
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 5000), st.integers(1, 3), st.booleans())
+def test_the_cut_is_not_seen_in_an_average(n, height, block_bytes, workers, whole_counts) -> None:
+    frames = np.random.default_rng(n).uniform(0, 60_000, (n, height, 17))
+    frames = frames.astype(np.uint16 if whole_counts else np.float32)
+    stack = xr.DataArray(frames, dims=("z", "y", "x")).chunk({"z": 2, "y": 7})
+    engine = Engine(CPU, workers=workers, block_bytes=block_bytes)
+    found = engine.refer(stack, [], reading=True).average()
+    total = np.zeros((height, 17))
+    for frame in frames:
+        total += frame
+    assert found.dims == ("y", "x") and found.dtype == np.float32
+    np.testing.assert_array_equal(found.values, (total / n).astype(np.float32))
+    rows = parse_steps([{"remove_spots": {"threshold": 1e6}}])
+    np.testing.assert_array_equal(engine.refer(stack, rows, reading=True).average().values, found.values)
+
+
 def test_the_dose_region_brings_open_beam_to_one() -> None:
     rng = np.random.default_rng(0)
     beam = rng.uniform(900, 1100, (30, 20)).astype(np.float32)

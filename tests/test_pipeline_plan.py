@@ -15,6 +15,7 @@ import tifffile
 
 import niseg_gpu
 from niseg_gpu.knn_model import fit_knn, save_knn
+from niseg_gpu.pipeline.memory import AVERAGED
 from niseg_gpu.pipeline.parse import parse_pipeline
 from niseg_gpu.pipeline.plan import Disk, Room, Seconds, find_problems
 from niseg_gpu.pipeline.plan_text import format_plan
@@ -174,6 +175,9 @@ def test_what_must_be_known_first_takes_time_too(data: Path, tmp_path: Path) -> 
     plan = plan_pipeline(parse_pipeline(mapping))
     frames = 6 / 12  # which are averaged; and all blocks once for the dose
     assert plan.seconds.before == pytest.approx((frames + 1) * (plan.seconds.blocks - plan.seconds.writing))
+    assert not plan.unknown and plan.host.phases["averages"]["averages"] == AVERAGED * 40 * 50
+    tifffile.imwrite(folder / "open.tif", rng.poisson(500, (40, 50)).astype(np.uint16))
+    assert "averages" not in plan_pipeline(parse_pipeline(mapping)).host.phases  # a lone frame is there already
 
 
 def test_memory_that_is_not_there_is_named_with_what_to_do() -> None:

@@ -60,6 +60,19 @@ class Reference:
         """After the stages, lazy, on the host."""
         return self._data()
 
+    def average(self) -> xr.DataArray:
+        """The mean of the frames in float32, in memory; added up frame by frame, so that no cut can be seen in it."""
+        frames = self.data
+        if frames.ndim == 2:
+            return frames.astype(np.float32).compute()
+        from dask import delayed
+
+        total: Any = None
+        for block in frames.data.rechunk({1: -1, 2: -1}).to_delayed().ravel():
+            total = delayed(_add_frames, pure=False)(block, total)
+        mean = (total.compute() / len(frames)).astype(np.float32)
+        return frames[0].drop_vars(frames.dims[0], errors="ignore").copy(data=mean)
+
 
 @dataclass(frozen=True)
 class Before:
@@ -164,8 +177,8 @@ class Engine:
             op, done = OPS[step.name], list(stages)
             before = Before(
                 info,
-                self._reference(open_beam, steps[:i], reading=reading),
-                self._reference(dark, steps[:i], reading=reading),
+                self.refer(open_beam, steps[:i], reading=reading),
+                self.refer(dark, steps[:i], reading=reading),
                 lambda done=done: self.to_host(self.map_stages(stack, done).image),
             )
             state = dict(step.parameters)
@@ -177,7 +190,7 @@ class Engine:
             stages.append(Stage(step.name, op, state, info))
         return stages
 
-    def _reference(self, stack: xr.DataArray | None, steps: Sequence[Step], *, reading: bool) -> Reference | None:
+    def refer(self, stack: xr.DataArray | None, steps: Sequence[Step], *, reading: bool) -> Reference | None:
         """A reference after the steps that make sense for it: those whose axes it has; it is never normalized."""
         if stack is None:
             return None
@@ -225,6 +238,14 @@ class Engine:
             for (name, info, _), piece in zip(outputs, pieces, strict=True)
         }
         return Applied(arrays.pop("image"), mean_image=arrays.pop("mean_image", None), masks=arrays)
+
+
+def _add_frames(frames: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+    """Add frames to a sum in float64, in which whole counts are exact."""
+    total = np.zeros(frames.shape[1:]) if total is None else total.copy()
+    for frame in frames:
+        total += frame
+    return total
 
 
 def _outputs(stack: xr.DataArray, stages: Sequence[Stage]) -> list[tuple[str, StackInfo, np.dtype]]:

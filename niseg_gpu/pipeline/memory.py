@@ -23,6 +23,7 @@ PAGE, PLANE = 40_000_000, 52_000_000  # bytes: the page with its maps and curves
 DRAWN, DRAWN_PIXELS = 100, 600**2  # bytes a pixel of frames that are drawn, which are shrunk to so many pixels
 LITTLE = 25_000_000  # bytes: objects, threads' stacks
 FRAME = 20  # bytes a pixel of a frame: the sums of image, spots and mean image
+AVERAGED = 24  # bytes a pixel of frames that are averaged: the sum before and after a block, the averages
 FRAME_WRITTEN = 36  # the same with their means, on their way to the disk
 PINNED = 2  # times a block at most: CuPy copies it through page-locked memory, whose sizes are powers of two
 CODED = 2  # copies of a block that is written: in the order of its chunk, and compressed
@@ -169,6 +170,41 @@ def count_host(
     phases["report"] = {**shared, "pictures": max(page, PLANE if n_planes else 0)}
     phases["report"]["sums and samples"] += (FRAME_WRITTEN - FRAME) * frame
     return phases
+
+
+def count_averages(
+    way: Way,
+    *,
+    at_once: int,
+    base: int,
+    frame: int,
+    mapped: int = 0,
+    unpacked: int = 0,
+    decoded: int = 0,
+    backend: Any,
+) -> dict[str, int]:
+    """Bytes of the host's memory while the frames of a reference are averaged, before the phases of `count_host`.
+
+    Parameters
+    ----------
+    way : Way
+        Of the reference's largest block.
+    at_once, base, mapped, unpacked, decoded, backend
+        As for `count_host`.
+    frame : int
+        Its pixels.
+    """
+    on_host = not backend.has_bus
+    blocks = (way.peak if on_host else way.raw + way.left) * at_once + (way.once if on_host else 0)
+    return {
+        "process and libraries": base + LITTLE,
+        "files mapped": mapped,
+        "files unpacked": unpacked,
+        "copies to the device": 0 if on_host else PINNED * way.raw * at_once,
+        "blocks in flight": int(SPARE * blocks),
+        "decoded frames": decoded,
+        "averages": AVERAGED * frame,
+    }
 
 
 def count_device(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from niseg_gpu.backend import CPU, count_cores, count_memory_limit
@@ -15,7 +15,7 @@ from niseg_gpu.kmeans.extras import count_extras
 from niseg_gpu.kmeans.table import count_table_bytes
 from niseg_gpu.pipeline.blocks import PARTS, cut_blocks, halo_of
 from niseg_gpu.pipeline.engine import Stage
-from niseg_gpu.pipeline.memory import count_device, count_host, find_peak, follow_block
+from niseg_gpu.pipeline.memory import count_averages, count_device, count_host, find_peak, follow_block
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.plan import BlockPlan, Disk, Plan, Room, Seconds, StepPlan, find_problems
 from niseg_gpu.pipeline.run import Session, open_session
@@ -96,6 +96,8 @@ def make_plan(session: Session, stages: Sequence[Stage], regions: Sequence[Regio
         fetched=session.pipeline.compute.cluster is not None,
         in_file=session.table_is_large,
     )
+    averages = _plan_averages(session, base=base - kept["unpacked"], kept=kept)
+    host = {**averages, **host}
     room = Room(host, find_peak(host)[1], count_memory_limit(), min(CPU.read_budget().free, count_memory_limit()))
     gpu = None
     if backend.has_bus:
@@ -126,9 +128,31 @@ def _tell_unknown(session: Session, host: Room, disk: Disk) -> Iterator[str]:
             f"of the workers' memory: they share {tell_bytes(shared)} of spectra and what k-means needs with them, and "
             "each holds its libraries besides, and what Dask has on the way"
         )
-    averaged = [s for s in session.inputs.references.values() if s is not None and s.ndim == 3 and "tof" not in s.dims]
-    if averaged and any(step.name == "normalize" for step in session.local_steps):
-        yield "for the averages of the open beam and the dark current, taken first; large frames may need more"
+
+
+def _plan_averages(session: Session, *, base: int, kept: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """The phase in which frames of open beam and dark current are averaged, where they are."""
+    engine, steps = session.engine, list(session.local_steps)
+    names = [step.name for step in steps]
+    if "normalize" not in names:
+        return {}
+    found, with_tof = [], "tof" in session.inputs.sample.dims
+    for stack in session.inputs.references.values():
+        if stack is not None and stack.ndim == 3 and not (with_tof and "tof" in stack.dims):
+            stages = engine.refer(stack, steps[: names.index("normalize")], reading=True).stages
+            regions = cut_blocks(stack, stages, whole=frozenset(), parts=PARTS * session.workers)
+            found.append(
+                count_averages(
+                    follow_block(stack, stages, regions[0], backend=engine.backend),
+                    at_once=min(session.workers, len(regions)),
+                    base=base,
+                    frame=math.prod(stack.shape[1:]),
+                    decoded=count_decoded(stack, at_once=session.workers, in_rows=False),
+                    backend=engine.backend,
+                    **kept,
+                )
+            )
+    return {"averages": max(found, key=lambda parts: sum(parts.values()))} if found else {}
 
 
 def _lengths(region: Region) -> tuple[int, ...]:
