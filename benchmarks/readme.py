@@ -1,4 +1,4 @@
-"""Put the newest results into the README, as a table and a picture: ``python -m benchmarks.readme``, in a checkout."""
+"""Put the newest results into the README, in short, with a picture: ``python -m benchmarks.readme``, in a checkout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from .detection import DETECTION
 from .roofline import draw_roofline
-from .table import MEASURED, format_table, put_into
+from .summary import format_summary
+from .table import MEASURED, PEAKS, format_conditions, format_table, put_into, tell_what
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PICTURE = "benchmarks/results", ".images/roofline.png"
@@ -20,7 +21,7 @@ SOURCE = "Source"  # the picture's text that tells what it was drawn from
 
 def find_newest(folder: Path) -> Path:
     """The newest file of timings: they are named by date first, then by device."""
-    return max(path for path in folder.glob("*.json") if not path.stem.endswith(f"-{DETECTION}"))
+    return max(_find_timings(folder))
 
 
 def find_later(newest: Path) -> list[Path]:
@@ -35,14 +36,42 @@ def has_limits(record: dict[str, Any]) -> bool:
 
 
 def format_newest(path: Path) -> str:
-    """What stands between the README's marks: the picture and table of a file, and the tables of later ones."""
-    record, *later = (json.loads(each.read_text(encoding="utf-8")) for each in (path, *find_later(path)))
-    picture = [f"![The rows under the limits of the machine]({PICTURE})"] if has_limits(record) else []
-    told = [
-        f"Later on the same machine; where a row stands above too, this one counts.\n\n{format_table(each)}"
-        for each in later
+    """What stands between the README's marks: the picture and the rows in short, of a file and of later ones."""
+    paths = [path, *find_later(path)]
+    records = [_read(each) for each in paths]
+    picture = [f"![The rows under the limits of the machine]({PICTURE})", ""] if has_limits(records[0]) else []
+    what = {note.partition(":")[0]: note for record in records for note in tell_what(record["rows"])}
+    tables = [
+        f"[revision {record['revision']}]({RESULTS}/{each.with_suffix('.md').name})"
+        for each, record in zip(paths, records, strict=True)
     ]
-    return "\n\n".join([*picture, format_table(record), *told])
+    return "\n".join(
+        [
+            *picture,
+            *format_conditions(records[0]),
+            f"Each row: our side beside the fastest of the others that ran in the same measurement. {PEAKS}",
+            "",
+            format_summary(records),
+            "",
+            f"All sides, with the spread of their times: {', '.join(tables)}; where two have a row, the last counts.",
+            "",
+            *(f"- {note}." for note in what.values()),
+        ]
+    )
+
+
+def write_tables(folder: Path) -> None:
+    """Write the whole table of each file of timings beside it."""
+    for path in _find_timings(folder):
+        path.with_suffix(".md").write_text(format_table(_read(path)) + "\n", encoding="utf-8")
+
+
+def _find_timings(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.json") if not path.stem.endswith(f"-{DETECTION}"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def draw_newest(path: Path) -> bytes:
@@ -56,10 +85,10 @@ def draw_newest(path: Path) -> bytes:
 
 
 def show_newest(root: Path) -> Path:
-    """Put the newest results of a checkout into its README; return their file."""
+    """Put the newest results of a checkout into its README, and each file's table beside it; return the newest file."""
     path = find_newest(root / RESULTS)
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if has_limits(record):
+    write_tables(root / RESULTS)
+    if has_limits(_read(path)):
         (root / PICTURE).write_bytes(draw_newest(path))
     put_into(root / "README.md", format_newest(path), name=MEASURED)
     return path

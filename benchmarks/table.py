@@ -13,6 +13,10 @@ HEAD = (
     "what", "side", "on", "seconds (least to most, runs)", "GB/s", "of its limit", "times as fast", "peak memory",
     "others' load",
 )  # fmt: skip
+PEAKS = "Peak memory: what the work takes beside data that lie ready; of whole processes, all that they take."
+COLUMNS = (
+    f"GB/s: bytes of the input over the seconds. {PEAKS} Others' load: cores that other processes kept busy meanwhile."
+)
 
 MEASURED = "measured"  # names the marks in the README
 
@@ -20,19 +24,19 @@ MEASURED = "measured"  # names the marks in the README
 def format_table(record: dict[str, Any]) -> str:
     """Return one record's conditions, rows and footnotes as Markdown."""
     rows = record["rows"]
-    lines = [*_conditions(record), "", *format_head(HEAD), *(format_line(_cells(row)) for row in rows)]
-    return "\n".join([*lines, "", *(f"- {note}." for note in _notes(rows))])
+    lines = [*format_conditions(record), COLUMNS, "", *format_head(HEAD), *(format_line(_cells(row)) for row in rows)]
+    rates = [_tell_rate(row) for row in rows if "voxels_per_second" in row and "seconds" in row]
+    return "\n".join([*lines, "", *(f"- {note}." for note in [*tell_what(rows), *rates])])
 
 
-def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+def tell_what(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the rows of each benchmark have in common, and the sizes of their data."""
     measured = [row for row in rows if "shape" in row]
     sizes: dict[str, dict[str, None]] = {}
     for row in measured:
         sizes.setdefault(row["benchmark"], {})[_size(row)] = None
     last = {row["benchmark"]: row for row in measured}
-    notes = [f"{name}: {' or '.join(sizes[name])}; {row['included']}; {row['equal']}" for name, row in last.items()]
-    return notes + [_tell_rate(row) for row in measured if "voxels_per_second" in row and "seconds" in row]
+    return [f"{name}: {' or '.join(sizes[name])}; {row['included']}; {row['equal']}" for name, row in last.items()]
 
 
 def _tell_rate(row: dict[str, Any]) -> str:
@@ -45,7 +49,8 @@ def _tell_rate(row: dict[str, Any]) -> str:
     )
 
 
-def _conditions(record: dict[str, Any]) -> list[str]:
+def format_conditions(record: dict[str, Any]) -> list[str]:
+    """Under what a record was measured, and the limits of the machine; ends with an empty line."""
     libraries = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     threads = ", ".join(f"{name} {number}" for name, number in record["threads"].items())
     driver = f", driver {record['driver']}" if record.get("driver") else ""
@@ -55,8 +60,6 @@ def _conditions(record: dict[str, Any]) -> list[str]:
         f"revision {record['revision']}; {libraries}.",
         "",
         *_about_limits(record),
-        "GB/s: bytes of the input over the seconds. Peak memory: what the work takes beside data that lie "
-        "ready; of whole processes, all that they take. Others' load: cores that other processes kept busy meanwhile.",
     ]
 
 
@@ -82,7 +85,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row.get("device", ""),
         f"{seconds['median']:.3g} ({seconds['min']:.3g} to {seconds['max']:.3g}, {seconds['repeats']})",
         f"{row['gb_per_s']:.3g}",
-        f"{_percent(row['of_limit'])} ({row['limited_by']})" if "of_limit" in row else "",
+        f"{percent(row['of_limit'])} ({row['limited_by']})" if "of_limit" in row else "",
         "1" if row["side"] == row["reference"] else relative,
         _tell_memory(row),
         "" if others is None else f"{others:.2f}",
@@ -94,7 +97,8 @@ def _tell_memory(row: dict[str, Any]) -> str:
     return ", ".join(f"{peak:.3g} GB{whose}" for whose, peak in parts.items() if peak is not None)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as people read it."""
     return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1g} %"
 
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import clock, limits, readme, roofline, rows, table
+from benchmarks.summary import format_summary
 from niseg_gpu import cli
 from niseg_gpu.backend import Cpu
 from niseg_gpu.errors import UserError
@@ -251,19 +252,22 @@ def test_the_newest_results_come_into_a_readme_with_their_picture(record, tmp_pa
     (tmp_path / ".images").mkdir()
     (tmp_path / "README.md").write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
     for name in ("2026-11-22-a.json", "2026-11-30-b.json", "2026-12-01-detection.json"):
-        (tmp_path / readme.RESULTS / name).write_text(json.dumps(record if "30" in name else {"rows": []}))
+        (tmp_path / readme.RESULTS / name).write_text(json.dumps(record if "30" in name else {**record, "rows": []}))
     newest = readme.show_newest(tmp_path)
     assert newest.name == "2026-11-30-b.json"
     page = (tmp_path / "README.md").read_text()
-    assert "old" not in page and "](.images/roofline.png)" in page and table.format_table(record) in page
-    assert "Later on the same machine" not in page
+    assert "old" not in page and "](.images/roofline.png)" in page and format_summary([record]) in page
+    assert "(benchmarks/results/2026-11-30-b.md)" in page and page.count("/results/") == 1
+    whole = (tmp_path / readme.RESULTS / "2026-11-30-b.md").read_text()
+    assert whole == table.format_table(record) + "\n"
     source = Image.open(tmp_path / readme.PICTURE).text[readme.SOURCE]
     assert source == hashlib.sha256(newest.read_bytes()).hexdigest()
     for name in ("2026-11-30-b-wide.json", "2026-11-30-b-before.json"):
         (tmp_path / readme.RESULTS / name).write_text(json.dumps({**record, "revision": name}))
     assert readme.show_newest(tmp_path) == newest
     page = (tmp_path / "README.md").read_text()
-    assert table.format_table({**record, "revision": "2026-11-30-b-wide.json"}) in page and "before.json" not in page
+    assert "[revision 2026-11-30-b-wide.json](benchmarks/results/2026-11-30-b-wide.md)" in page
+    assert "before" not in page.partition("-->")[2] and (tmp_path / readme.RESULTS / "2026-11-30-b-before.md").exists()
 
 
 def test_the_readme_shows_the_newest_results():
@@ -271,6 +275,12 @@ def test_the_readme_shows_the_newest_results():
     record = json.loads(newest.read_text(encoding="utf-8"))
     shown = table.put_between_marks(page, readme.format_newest(newest), name=table.MEASURED)
     assert shown == page, "run python -m benchmarks.readme"
+    for path in newest.parent.glob("*.md"):
+        record_of = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        assert path.read_text(encoding="utf-8") == table.format_table(record_of) + "\n", (
+            "run python -m benchmarks.readme"
+        )
+    assert newest.with_suffix(".md").exists()
     if readme.has_limits(record):
         source = Image.open(ROOT / readme.PICTURE).text[readme.SOURCE]
         assert source == hashlib.sha256(newest.read_bytes()).hexdigest(), "run python -m benchmarks.readme"
