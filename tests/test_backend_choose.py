@@ -7,6 +7,7 @@ import pickle
 import threading
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import array_api_strict
 import numpy as np
@@ -70,12 +71,28 @@ def test_what_a_library_says_of_its_future_is_no_reason(monkeypatch: pytest.Monk
         @property
         def cuda(self) -> SimpleNamespace:
             warnings.warn("will be gone soon", DeprecationWarning, stacklevel=1)
-            return SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1))
+            return cuda_on(0)
 
+    believe_in(Old(), monkeypatch)
+    with pytest.warns(DeprecationWarning, match="will be gone soon"):
+        assert why_no_gpu() == ""
+
+
+def cuda_on(device: int) -> SimpleNamespace:
+    """CuPy's CUDA with two devices, one of them the current one."""
+    return SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 2), Device=lambda: SimpleNamespace(id=device))
+
+
+def believe_in(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    for name, part in {"xp": Old(), "_median": 0, "_kmeans": 0, "_neighbors": 0}.items():
+    for name, part in {"xp": xp, "_median": 0, "_kmeans": 0, "_neighbors": 0}.items():
         monkeypatch.setitem(vars(GPU), name, part)
-    assert why_no_gpu() == ""
+
+
+def test_a_device_that_threads_would_not_begin_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    believe_in(SimpleNamespace(zeros=np.zeros, cuda=cuda_on(1)), monkeypatch)
+    with pytest.raises(UserError, match="current device is 1, .* name one in CUDA_VISIBLE_DEVICES; mend that or say"):
+        select("gpu")
 
 
 @pytest.fixture

@@ -72,9 +72,8 @@ def select(device: str = "auto", *, kernels: str = "auto") -> tuple[Any, str]:
     if not missing:
         return with_kernels(GPU, kernels), "asked for" if device == "gpu" else "a usable GPU was found"
     if device == "gpu":
-        raise UserError(
-            f"device is gpu, but no GPU can be used: {missing}; install the gpu extra on a GPU node or say device: auto"
-        )
+        remedy = "install the gpu extra on a GPU node" if missing.endswith("is not installed") else "mend that"
+        raise UserError(f"device is gpu, but no GPU can be used: {missing}; {remedy} or say device: auto")
     twin = with_kernels(CPU, kernels)
     log.info("running on the CPU: %s", missing)
     return twin, f"no GPU can be used: {missing}"
@@ -104,6 +103,9 @@ def why_no_gpu() -> str:
             warnings.simplefilter("default")  # what a library says of another one's future, whoever makes errors of it
             if GPU.xp.cuda.runtime.getDeviceCount() == 0:
                 return "no CUDA device"
+            current = GPU.xp.cuda.Device().id
+            if current != 0:  # threads that are still to come begin on device 0
+                return f"CuPy's current device is {current}, and threads begin on 0; name one in CUDA_VISIBLE_DEVICES"
             GPU.xp.zeros(1).sum().item()
             _ = GPU._median, GPU._kmeans, GPU._neighbors
     except Exception as error:  # drivers and loaders fail in ways of their own; the reason is passed on in words
