@@ -95,7 +95,7 @@ def test_a_run_takes_the_memory_and_disk_that_were_planned(data: Path, tmp_path:
         command = [sys.executable, "-m", "niseg_gpu", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    call("plan", str(file))  # compiles, which takes memory too
+    plan_pipeline(parse_pipeline(mapping))  # compiles, which takes memory too
     planned = json.loads(call("plan", str(file), "--json"))
     assert not out.exists() and planned["problems"] == []
     peaks = []
