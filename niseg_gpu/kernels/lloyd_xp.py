@@ -61,15 +61,15 @@ def assign_and_sum_xp(pixels: Any, *, centroids: Any, mean: Any, quantum: float,
     norms = xp.sum(centroids * centroids, axis=1)
     numbers = xp.arange(k, dtype=xp.int32)[:, None]
     sums = xp.zeros(centroids.shape, dtype=xp.float64)
-    sizes, moved = xp.zeros(k, dtype=xp.int64), 0
+    sizes, moved = xp.zeros(k, dtype=xp.int64), xp.zeros((), dtype=xp.int64)  # there: the host waits once, at the end
     for piece, rows in _blocks(pixels, mean, xp):
         old = labels[piece]
         nearest = xp.astype(xp.argmin(norms - 2 * (rows @ centroids.T), axis=1), xp.int32)
         new = xp.where(old < 0, old, nearest)
-        moved += int(xp.count_nonzero(new != old))
+        moved += xp.count_nonzero(new != old)
         labels[piece] = new
         member = numbers == new[None, :]
         rows = xp.where((old >= 0)[:, None], rows, 0)
         sums += xp.astype(member, xp.float64) @ _round(rows, quantum, xp)
         sizes += xp.count_nonzero(member, axis=1)
-    return Sums(sums, sizes, moved)
+    return Sums(sums, sizes, int(moved))
