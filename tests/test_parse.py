@@ -191,3 +191,27 @@ def test_every_parameter_of_every_step_is_explained(step: str) -> None:
 def test_steps_may_be_values_already() -> None:
     steps = parse_steps(["scale_spectra"])
     assert parse_steps(steps) == steps
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ("input.path=''", "input: path is ''; give a name: Folder, file or glob of the run"),
+        ("input.open_beam=''", "input: open_beam is ''; give a name, or leave it out: Folder, file or glob of the"),
+        ("input.dark=' '", "input: dark is ' '; give a name, or leave it out"),
+        ("output.path=''", "output: path is ''; give a name, or leave it out: Folder of the results"),
+        ("remove_spots.dead_pixels=''", "remove_spots: dead_pixels is ''; give a name, or leave it out"),
+        ("kmeans.init=''", "kmeans: init is ''; give a name, or leave it out: Starting centroids"),
+        ("kmeans.images={'': 1}", "kmeans: images is {'': 1}; give a name, or leave it out"),
+    ],
+)
+def test_an_empty_name_is_not_the_folder_that_relative_names_start_from(tmp_path: Path, change: str, told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read_pipeline(written(tmp_path, YAML), overrides=[change])
+    assert str(refused.value).startswith(told)
+
+
+@pytest.mark.parametrize("name, value, allowed", [("n_init", 10**30, 10_000), ("smooth_sigma_px", 1e30, 1000)])
+def test_what_would_never_end_is_refused(tmp_path: Path, name: str, value: float, allowed: int) -> None:
+    with pytest.raises(UserError, match=f"kmeans: {name} is .*; input should be less than or equal to {allowed}$"):
+        read_pipeline(written(tmp_path, YAML), overrides=[f"kmeans.{name}={value}"])

@@ -12,7 +12,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.kmeans.arrays import open_points
 from niseg_gpu.kmeans.cluster import cluster_points
 from niseg_gpu.kmeans.lloyd import Measure, assign, measure_points, read_labels
-from niseg_gpu.kmeans.seeding import METHODS, count_candidates, is_method
+from niseg_gpu.kmeans.seeding import METHODS, MOST_STARTS, count_candidates, is_method
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +198,8 @@ class KMeans:
             raise UserError(f"init is {self.init!r}; allowed: {', '.join(METHODS)}, an array, a .npy file")
         if self.n_init == "auto":
             return 10 if isinstance(self.init, str) and self.init == "random" else 1
-        if not isinstance(self.n_init, int | np.integer) or self.n_init < 1:
-            raise UserError(f"n_init is {self.n_init!r}; allowed: auto, a whole number from 1 on")
+        if not isinstance(self.n_init, int | np.integer) or not 1 <= self.n_init <= MOST_STARTS:
+            raise UserError(f"n_init is {self.n_init!r}; allowed: auto, a whole number from 1 to {MOST_STARTS}")
         return int(self.n_init)
 
 

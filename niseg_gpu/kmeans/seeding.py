@@ -16,6 +16,7 @@ from niseg_gpu.kmeans.points import Part
 
 PIECE = 2**16  # pixels
 METHODS = ("k-means++", "random")
+MOST_STARTS = 10_000  # more are a slip of the keyboard, which would never end
 
 
 def is_method(init: Any) -> bool:

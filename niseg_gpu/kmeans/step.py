@@ -18,7 +18,7 @@ from niseg_gpu.kmeans.arrays import count_held
 from niseg_gpu.kmeans.cluster import check_number, cluster_points, cluster_with_library, hold_rows
 from niseg_gpu.kmeans.compare import Trial, try_numbers
 from niseg_gpu.kmeans.extras import add_features, check_extras, count_extras
-from niseg_gpu.kmeans.seeding import count_candidates, is_method, read_centroids
+from niseg_gpu.kmeans.seeding import MOST_STARTS, count_candidates, is_method, read_centroids
 from niseg_gpu.kmeans.table import SHARE, PixelTable, choose_dtype, count_table_bytes
 from niseg_gpu.stack import NamesFile
 
@@ -96,12 +96,12 @@ def fit_kmeans(
     n_clusters: Number | Annotated[list[Number], MinLen(1)] = 8,
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 2018,
     init: Annotated[str | list[list[float]], NamesFile(".npy")] = "k-means++",
-    n_init: Annotated[int, Ge(1)] = 4,
+    n_init: Annotated[int, Ge(1), Le(MOST_STARTS)] = 4,
     init_sample: Annotated[int, Ge(1)] | None = 16_384,
     max_iter: Annotated[int, Ge(1)] = 300,
     tol: Annotated[float, Ge(0)] = 1e-4,
     features: dict[str, float] | None = None,
-    smooth_sigma_px: Annotated[float, Gt(0)] = 2.0,
+    smooth_sigma_px: Annotated[float, Gt(0), Le(1000)] = 2.0,
     images: Annotated[dict[str, float] | None, NamesFile("")] = None,
     deviations: bool = False,
 ) -> KMeansResult:

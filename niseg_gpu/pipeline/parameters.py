@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.pipeline.steps import OPS
+from niseg_gpu.stack import NamesFile
 
 
 @cache
@@ -112,6 +113,9 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
         value, types = values.get(name), set(re.findall(r"\w+", str(field.annotation)))
         if isinstance(value, bool) and types & {"int", "float"} and not types & {"bool", "Any"}:  # pydantic takes it
             raise UserError(f"{where}: {name} is {str(value).lower()}; a number is needed: {_first_sentence(field)}")
+        if _names_nothing(field, value):  # "" would be the folder that relative names start from
+            leave = "" if field.is_required() else ", or leave it out"
+            raise UserError(f"{where}: {name} is {value!r}; give a name{leave}: {_first_sentence(field)}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -127,6 +131,14 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
         if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
             message += "; put the name in quotes"  # a folder called 20261127 is a number to YAML
         raise UserError(f"{where}: {name} is {problem['input']!r}; {message}") from None
+
+
+def _names_nothing(field: FieldInfo, value: Any) -> bool:
+    """Whether a parameter that names a file, or several as keys, has an empty name."""
+    names = list(value) if isinstance(value, dict) else [value]
+    return any(isinstance(mark, NamesFile) for mark in field.metadata) and any(
+        isinstance(name, str) and not name.strip() for name in names
+    )
 
 
 def _first_sentence(field: FieldInfo) -> str:

@@ -24,9 +24,9 @@ class Input(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(description="Folder, file or glob of the run.")
-    open_beam: str | None = Field(None, description="Folder, file or glob of the open beam.")
-    dark: str | None = Field(None, description="Folder, file or glob of the dark current.")
+    path: Annotated[str, NamesFile("")] = Field(description="Folder, file or glob of the run.")
+    open_beam: Annotated[str | None, NamesFile("")] = Field(None, description="Folder, file or glob of the open beam.")
+    dark: Annotated[str | None, NamesFile("")] = Field(None, description="Folder, file or glob of the dark current.")
     dims: list[str] | None = Field(None, description="Axes as they lie in the file, such as y,x,tof.")
     unsigned: bool = Field(False, description="Signed counts that wrapped are read as unsigned.")
     tof: Literal["auto", "spectra", "headers"] = Field("auto", description="Whose time of flight to believe.")
@@ -45,7 +45,7 @@ class Output(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field("niseg-out", description="Folder of the results.")
+    path: Annotated[str, NamesFile("")] = Field("niseg-out", description="Folder of the results.")
     arrays: list[Literal["image", "spots", "labels", "spectra"]] = Field(
         list(ARRAYS),
         description="What to keep in result.zarr; leave out image where the corrected stack is not needed.",
