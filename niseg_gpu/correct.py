@@ -226,6 +226,7 @@ def check_normalize(
     for frames, what in ((before.open_beam, "open beam"), (before.dark, "dark current")):
         if frames is not None:
             _check_reference(frames.info, before.info, what)
+            _check_counts(frames, what)
 
 
 def describe_normalize(info: Any, *, minus_log: bool = False, **_: Any) -> Any:
@@ -248,6 +249,13 @@ def _check_reference(frames: Any, info: Any, what: str) -> None:
             raise UserError(
                 f"the {what} {where} has frames of {got} pixels, the sample of {need}; give one of its size"
             )
+    n_frames = frames.shape[0] if len(frames.dims) == 3 and "tof" not in frames.dims else 1
+    if what == "open beam" and "tof" in info.dims and 1 < info.sizes["tof"] <= n_frames:  # it has lost its times
+        raise UserError(
+            f"the {what} {where} has {n_frames} frames without times, whose mean is no bin's of the sample's "
+            f"{info.sizes['tof']}; put its *_Spectra.txt beside them, name the axes with dims: [tof, y, x], or give "
+            "one averaged frame"
+        )
     if "tof" not in frames.dims or "tof" not in info.dims:
         return
     if frames.sizes["tof"] != info.sizes["tof"]:
@@ -270,6 +278,19 @@ def _check_reference(frames: Any, info: Any, what: str) -> None:
                     f"the {what} {where} has other time bins: bin {i} {what_of} {theirs[i]:g} s, the sample's "
                     f"{ours[i]:g} s; give a run with the same, whole"
                 )
+
+
+def _check_counts(frames: Any, what: str) -> None:
+    """Refuse frames without ToF bins where a step has changed what the sample's counts are counts of."""
+    for step in frames.left_out:
+        summed = step.name == "rebin_tof" and step.parameters["how"] != "mean"
+        divided = step.name == "overlap_correct" and step.parameters["per_trigger"]
+        if summed or divided:
+            did = "summed the sample's bins" if summed else "divided the sample by its triggers"
+            raise UserError(
+                f"the {what} {_where(frames.info.attrs)} has no ToF bins, and {step.name} has {did}; let normalize "
+                "come before it, or give a run with the same time bins"
+            )
 
 
 def _reference(frames: Any, info: Any) -> Any:

@@ -182,6 +182,21 @@ def test_the_dose_region_brings_open_beam_to_one() -> None:
         ([{"normalize": {"dose_roi": [0, 0, 18, 5]}}], {"open_beam": tof_run(1)}, "frames are 17 wide and 40 high"),
         (["normalize"], {"open_beam": tof_run(1, shape=(20, 8, 17))}, "frames of 8x17 pixels, the sample of 40x17"),
         (["normalize"], {"open_beam": tof_run(1)[:7]}, "has 7 ToF bins, the sample 20"),
+        (
+            ["normalize"],
+            {"open_beam": tof_run(1).drop_vars("tof").rename(tof="angle")},
+            "has 20 frames without times, whose mean is no bin's of the sample's 20; put its",
+        ),
+        (
+            [{"rebin_tof": {"factor": 2}}, "normalize"],
+            {"open_beam": tof_run(1), "dark": tof_run(2)[0]},
+            "dark current .* has no ToF bins, and rebin_tof has summed the sample's bins; let normalize come before it",
+        ),
+        (
+            [{"overlap_correct": {"per_trigger": True}}, "normalize"],
+            {"open_beam": tof_run(1), "dark": tof_run(2)[0]},
+            "has no ToF bins, and overlap_correct has divided the sample by its triggers",
+        ),
         (["normalize"], {"open_beam": later()}, "bin 19 begins at 0.0012 s, the sample's 0.00119 s; give a run"),
         (
             [{"rebin_tof": {"factor": 10}}, "normalize"],

@@ -48,11 +48,14 @@ class Reference:
     raw : xarray.DataArray
         As read.
     stages : sequence of Stage
+    left_out : sequence of Step
+        Steps before `normalize` that it lacks the axes for.
     """
 
     info: StackInfo
     raw: xr.DataArray
     stages: Sequence[Stage]
+    left_out: Sequence[Step]
     _data: Callable[[], xr.DataArray]
 
     @property
@@ -194,12 +197,12 @@ class Engine:
         """A reference after the steps that make sense for it: those whose axes it has; it is never normalized."""
         if stack is None:
             return None
-        steps = [s for s in steps if s.name != "normalize" and OPS[s.name].whole <= set(stack.dims)]
+        given, steps = steps, [s for s in steps if s.name != "normalize" and OPS[s.name].whole <= set(stack.dims)]
         if "tof" not in stack.dims:
             steps = [s for s in steps if s.name != "assign_wavelength"]
         stages = self.fit(stack, steps, reading=reading)
-        info = stages[-1].info if stages else StackInfo.for_steps(stack)
-        return Reference(info, stack, stages, lambda: self.to_host(self.map_stages(stack, stages).image))
+        info, left_out = stages[-1].info if stages else StackInfo.for_steps(stack), [s for s in given if s not in steps]
+        return Reference(info, stack, stages, left_out, lambda: self.to_host(self.map_stages(stack, stages).image))
 
     def to_host(self, stack: xr.DataArray) -> xr.DataArray:
         """Bring a lazy stack's blocks to the host."""
