@@ -19,6 +19,7 @@ from astropy.io import fits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from niseg_gpu import report
 from niseg_gpu.errors import UserError
 from niseg_gpu.pipeline import ledger, sinks
 from niseg_gpu.pipeline.parse import parse_pipeline
@@ -304,6 +305,52 @@ def test_what_blocks_have_written_must_be_there(data: Path, tmp_path: Path, patt
         run(mapping, resume=True)
     file.write_bytes(written)
     run(mapping, resume=True)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "image/zarr.json"])
+def test_a_broken_description_of_the_arrays_is_named(data: Path, tmp_path: Path, name: str) -> None:
+    mapping = describe(data, tmp_path / "out", FRAMES)
+    cut_at(12, mapping)
+    file = tmp_path / ".out.unfinished" / "result.zarr" / name
+    file.write_bytes(bytes(len(file.read_bytes())))
+    with pytest.raises(UserError, match=f"{name} of the unfinished run is broken; begin anew with --over") as caught:
+        run(mapping, resume=True)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_a_block_that_cannot_be_read_back_is_named(data: Path, tmp_path: Path) -> None:
+    mapping = describe(data, tmp_path / "out", TOF)
+    cut_at(16, mapping)
+    for file in (tmp_path / ".out.unfinished" / "result.zarr" / "image").glob("c/*/*/*"):
+        file.write_bytes(bytes(len(file.read_bytes())))  # as a disk may leave it that was switched off
+    with pytest.raises(UserError, match="image of the unfinished run can't be read back .*; begin anew") as caught:
+        run(mapping, resume=True)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_every_mask_that_blocks_have_written_must_be_there(data: Path, tmp_path: Path) -> None:
+    mapping = describe(data, tmp_path / "out", [*FRAMES, {"remove_spots": {"threshold": 30}}])
+    cut_at(24, mapping)
+    file = next((tmp_path / ".out.unfinished" / "result.zarr" / "spots_2").glob("c/*/*/*"))
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match="spots_2/c/.* of the unfinished run has 0 bytes, not"):
+        run(mapping, resume=True)
+
+
+def test_arrays_that_a_crash_left_half_written_are_written_anew(whole, data: Path, tmp_path: Path, monkeypatch) -> None:
+    steps, before = whole
+    mapping = describe(data, tmp_path / "out", steps)
+
+    def crash(*_, **__):
+        raise Cut
+
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(report, "write_report", crash)
+        run(mapping)
+    results = tmp_path / ".out.unfinished" / "result.zarr"
+    for file in results.glob("[!is]*/zarr.json"):
+        file.write_bytes(b"")
+    assert read(run(mapping, resume=True)) == read(before)
 
 
 def test_text_files_beside_the_frames_must_say_the_same(data: Path, tmp_path: Path) -> None:

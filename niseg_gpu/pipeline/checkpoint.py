@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.npz"
 RESULTS = "result.zarr"  # beside it
-BLOCKWISE = ("image", "spots")  # arrays in it that blocks are written to
+BLOCKWISE = re.compile(r"image|spots(_\d+)?")  # arrays in it that blocks are written to
 SHUTTERS = ("shutter_windows", "shutter_counts", "bin_triggers")
 ADVICE = "resume with what it began with, or begin anew with --overwrite"
+
+
+class BrokenRun(UserError):
+    """What an unfinished run has left can't be gone on with."""
 
 
 class Checkpoint:
@@ -194,7 +199,8 @@ def _files_of(session: Session) -> Iterator[str]:
 def _list_written(results: Path) -> dict[str, int]:
     """The sizes of the files that hold what blocks have written, by their names in the folder of arrays."""
     sizes = {}
-    for name in BLOCKWISE:
+    names = os.listdir(results) if results.is_dir() else []
+    for name in filter(BLOCKWISE.fullmatch, names):
         for folder, _, files in os.walk(results / name):
             for file in (Path(folder, each) for each in files if not each.endswith(".partial")):
                 sizes[file.relative_to(results).as_posix()] = file.stat().st_size
@@ -202,12 +208,22 @@ def _list_written(results: Path) -> dict[str, int]:
 
 
 def _check_written(results: Path, sizes: Mapping[str, int]) -> None:
-    """Refuse to go on where a file that blocks have written is gone or has another size, as after a crash of a disk."""
+    """Refuse to go on where a file that blocks have written is gone or broken, as after a crash of a disk."""
     for name, size in {"zarr.json": None, **sizes}.items():
         found = _stamp(results / name)
         if found is None or size not in (None, found[0]):
             what = "is missing" if found is None else f"has {found[0]} bytes, not {size}"
             raise UserError(f"{results / name} of the unfinished run {what}; begin anew with --overwrite")
+        if name.endswith(".json") and not _is_json(results / name):
+            raise UserError(f"{results / name} of the unfinished run is broken; begin anew with --overwrite")
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _stamp(path: Path) -> list[int] | None:

@@ -21,7 +21,7 @@ from niseg_gpu.io.folders import check_folder
 from niseg_gpu.io.unfinished import unfinished_folder
 from niseg_gpu.kmeans.step import is_table_large
 from niseg_gpu.pages import give_back
-from niseg_gpu.pipeline.checkpoint import CHECKPOINT, RESULTS, Checkpoint, check_finished, identify_run
+from niseg_gpu.pipeline.checkpoint import CHECKPOINT, RESULTS, BrokenRun, Checkpoint, check_finished, identify_run
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.clusters import cluster, write_clusters
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
@@ -197,7 +197,7 @@ def _telling_of(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if ledger.keep():
+        if not isinstance(error, BrokenRun) and ledger.keep():
             of = f"{ledger.kept} of {len(ledger.regions)} blocks are done and kept"
             error.add_note(f"{of}; the same command with --resume goes on after them")
         raise
@@ -253,10 +253,10 @@ def open_group(path: Path, applied: Applied, *, ledger: Ledger) -> Any:
         shutil.rmtree(path, ignore_errors=True)  # of a run to go on with that had not got far enough
         return zarr.create_group(path, attributes={"quantity": StackInfo.of(applied.image).quantity})
     log.info("going on after %d of %d blocks", len(ledger.done), len(ledger.regions))
-    group = zarr.open_group(path, mode="r+")
-    for name in set(group) - {"image", *applied.masks}:
-        del group[name]
-    return group
+    for entry in path.iterdir():
+        if entry.is_dir() and entry.name not in ("image", *applied.masks):
+            shutil.rmtree(entry)  # written anew, and perhaps half written: not to be opened
+    return zarr.open_group(path, mode="r+")
 
 
 def _write_coords(group: Any, image: xr.DataArray) -> None:

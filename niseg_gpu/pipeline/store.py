@@ -12,6 +12,7 @@ from niseg_gpu.backend import CPU
 from niseg_gpu.io.gate import gated
 from niseg_gpu.kmeans.step import is_table_large, open_table
 from niseg_gpu.kmeans.table import PixelTable
+from niseg_gpu.pipeline.checkpoint import BrokenRun
 from niseg_gpu.pipeline.engine import Applied
 from niseg_gpu.pipeline.ledger import Ledger
 from niseg_gpu.pipeline.progress import show_progress
@@ -117,8 +118,12 @@ def _read_back(array: Any, target: Any, *, ledger: Ledger, backend: Any) -> None
     """Bring the blocks that are done from the disk to the table of spectra."""
     for number in sorted(ledger.done):
         where = _at(ledger.regions[number][ledger.axis], ledger.axis, array.ndim)
-        with ledger.clock.timing("read", 0):
-            block = array[where]
+        try:
+            with ledger.clock.timing("read", 0):
+                block = array[where]
+        except (OSError, RuntimeError, ValueError) as error:
+            what = f"{array.store_path.store.root / array.path} of the unfinished run can't be read back"
+            raise BrokenRun(f"{what} ({error}); begin anew with --overwrite") from error
         target[where] = backend.from_host(block)
 
 
