@@ -238,10 +238,10 @@ def _read(options: argparse.Namespace) -> Any:
     overrides = list(options.set)
     for name in ("device", "kernels", "cluster"):
         value = getattr(options, name)
-        if value:  # a file named here starts from where we are, not from the pipeline's folder
+        if value is not None:  # a file named here starts from where we are, not from the pipeline's folder
             overrides.append(_override(f"compute.{name}", Path(value).absolute() if value.endswith(".json") else value))
-    if getattr(options, "out", None):
-        overrides.append(_override("output.path", Path(options.out).absolute()))
+    if options.out is not None:
+        overrides.append(_override("output.path", Path(options.out).absolute() if options.out.strip() else ""))
     return read_pipeline(options.pipeline, overrides=overrides)
 
 
@@ -342,7 +342,7 @@ def _step(options: argparse.Namespace) -> None:
         "steps": [{options.step: given_fields(options, parameters_of(options.step))}],
         "compute": given_fields(options, Compute),
     }
-    extra = {name: getattr(options, name) for name in ("mask", "spectra") if getattr(options, name, None)}
+    extra = {name: getattr(options, name) for name in ("mask", "spectra") if getattr(options, name, None) is not None}
     written = transform_file(
         parse_pipeline(mapping), Path(options.output), overwrite=options.overwrite, quiet=options.quiet, **extra
     )

@@ -272,6 +272,17 @@ def test_axes_that_no_step_knows_are_told(niseg, pipeline: Path, tmp_path: Path)
     )
 
 
+def test_an_empty_name_is_told(niseg, data: Path, pipeline: Path, tmp_path: Path) -> None:
+    clean = ["remove-spots", data / "sample", tmp_path / "clean.zarr", "--threshold", 9]
+    for arguments, told in (
+        (["run", pipeline, "--out", ""], "output: path is ''; give a name"),
+        ([*clean, "--open-beam", ""], "input: open_beam is ''; give a name, or leave it out"),
+        ([*clean, "--mask", ""], "unknown ending ''; allowed: .zarr"),
+    ):
+        status, _, err = niseg(*arguments)
+        assert status == 2 and err.count("\n") == 1 and told in err
+
+
 def test_the_other_steps_from_file_to_file(niseg, data: Path, tmp_path: Path) -> None:
     beam = ["--open-beam", data / "open_beam"]
     for arguments in (

@@ -230,6 +230,14 @@ def test_an_existing_result_and_bad_values_are_refused(data: Path, tmp_path: Pat
     assert status == 2 and "NaN" in complaint
 
 
+def test_what_is_no_cluster_is_refused(data: Path, tmp_path: Path, niseg) -> None:
+    file = tmp_path / "pipeline.json"
+    file.write_text(json.dumps(small_pipeline(data, tmp_path / "out")))
+    for given in ("node1", ""):
+        status, _, complaint = niseg("plan", file, "--cluster", given)
+        assert status == 2 and f"cluster is {given!r}; allowed: gpus, an address" in complaint
+
+
 def test_a_network_is_held_once(tmp_path: Path) -> None:
     model = make_unet(tmp_path / "unet")
     np.save(tmp_path / "stack.npy", np.random.default_rng(0).poisson(900, (8, 96, 80)).astype(np.uint16))

@@ -15,7 +15,8 @@ import zarr
 
 from niseg_gpu import UserError, open_workers, run_pipeline
 from niseg_gpu.io.save import save
-from niseg_gpu.pipeline.parse import parse_pipeline, read_pipeline
+from niseg_gpu.pipeline.parse import Compute, parse_pipeline, read_pipeline
+from niseg_gpu.pipeline.workers import check_cluster
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,12 +115,15 @@ def test_a_pipeline_gives_the_same_bytes_on_workers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "cluster, device, message",
     [
+        ("", "auto", "cluster is ''; allowed: gpus, an address"),
         ("node1", "auto", "cluster is 'node1'; allowed: gpus, an address such as tcp://node1:8786, the .json file"),
         ("nowhere.json", "auto", "cluster is nowhere.json: no such file; allowed: gpus"),
         ("gpus", "cpu", "cluster is gpus, but device is cpu; say device: auto"),
     ],
 )
 def test_what_is_no_cluster_is_told_at_once(cluster: str, device: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):  # as `plan` asks
+        check_cluster(Compute(cluster=cluster, device=device))
     with pytest.raises(UserError, match=message), open_workers(cluster, device=device):
         pass
 

@@ -21,6 +21,7 @@ from niseg_gpu.pipeline.plan import BlockPlan, Disk, Plan, Room, Seconds, StepPl
 from niseg_gpu.pipeline.run import Session, open_session
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.pipeline.trial import Trial, fit_for_trial, load_report, run_trial
+from niseg_gpu.pipeline.workers import check_cluster
 from niseg_gpu.report import tell_bytes
 from niseg_gpu.stack import StackInfo
 
@@ -44,8 +45,10 @@ def plan_pipeline(pipeline: Pipeline) -> Plan:
     Raises
     ------
     UserError
-        What `check` would refuse, and what the blocks tried hold that a run would refuse.
+        What `check` would refuse, but for workers that do not answer, and what the blocks tried hold that a run would
+        refuse.
     """
+    check_cluster(pipeline.compute)
     session = open_session(pipeline, reading=False)
     load_report()
     stages = fit_for_trial(session)

@@ -71,13 +71,25 @@ def workers_of(compute: Compute) -> Iterator[Any]:
         yield client
 
 
-@contextmanager
-def _start_on_gpus(device: str) -> Iterator[Any]:
+def check_cluster(compute: Compute) -> None:
+    """Refuse what can't be workers, without asking any."""
+    if compute.cluster == GPUS:
+        _check_gpus(compute.device)
+    elif compute.cluster is not None:
+        _find_scheduler(compute.cluster)
+
+
+def _check_gpus(device: str) -> None:
     if device == "cpu":
         raise UserError(f"cluster is {GPUS}, but device is cpu; say device: auto, or leave cluster out")
     missing = why_no_gpu()
     if missing:
         raise UserError(f"cluster is {GPUS}, but no GPU can be used: {missing}; leave cluster out")
+
+
+@contextmanager
+def _start_on_gpus(device: str) -> Iterator[Any]:
+    _check_gpus(device)
     try:
         from dask_cuda import LocalCUDACluster
     except ImportError:
