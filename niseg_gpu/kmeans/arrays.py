@@ -76,6 +76,8 @@ def open_points(
     map_shape = array.shape[:axis] + array.shape[axis + 1 :]
     if 0 in array.shape:
         raise UserError(f"kmeans got an array of shape {array.shape}, which holds nothing; give one pixel at least")
+    if any(math.isnan(n) for n in array.shape):
+        raise UserError(f"kmeans got an array of unknown lengths {array.shape}; call its compute_chunk_sizes() first")
     workers = workers or count_cores()
     if hasattr(array, "compute"):
         from niseg_gpu.kmeans.spread import find_client, spread_points

@@ -204,7 +204,14 @@ class KMeans:
 
 
 def _random_state(given: Any) -> np.random.RandomState:
-    return given if isinstance(given, np.random.RandomState) else np.random.RandomState(given)
+    if isinstance(given, np.random.RandomState):
+        return given
+    try:
+        return np.random.RandomState(given)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"random_state is {given!r}; allowed: None, a whole number from 0 to {2**32 - 1}, a RandomState"
+        ) from None
 
 
 def _read(points: Any, measure: Measure) -> np.ndarray:

@@ -6,6 +6,7 @@ in single precision there decide otherwise.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def seed_centroids(
 
 def count_candidates(n_clusters: int) -> int:
     """How many pixels are tried for each centroid; their distances are held, four bytes a pixel of the map for each."""
-    return 2 + int(np.log(n_clusters))
+    return 2 + int(math.log(n_clusters))
 
 
 def draw_by_weight(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
