@@ -142,12 +142,15 @@ def check_remove_spots(
     before: Any,
     *,
     size: int = 3,
+    threshold: float = 0.0,
     neighbourhood: str = "frame",
     replacement: str = "median",
     dead_pixels: str | None = None,
     **_: Any,
 ) -> None:
     """Refuse parameters that make no sense, before any data are read."""
+    if not math.isfinite(threshold):
+        raise UserError(f"remove_spots got threshold {threshold:g}; allowed: a finite number")
     if size % 2 == 0:
         raise UserError(f"remove_spots got size {size}; allowed: odd, 3 or more")
     power = 3 if neighbourhood == "volume" else 2

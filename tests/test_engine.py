@@ -218,6 +218,7 @@ def test_the_dose_region_brings_open_beam_to_one() -> None:
         ([{"rebin_tof": {"factor": 2}}, "overlap_correct"], {}, "let no select_tof or rebin_tof come before"),
         (["scale_spectra", "overlap_correct"], {}, "works on raw counts, the stack holds scaled"),
         ([{"remove_spots": {"size": 4, "threshold": 1}}], {}, "size 4; allowed: odd"),
+        ([{"remove_spots": {"threshold": np.inf}}], {}, "remove_spots got threshold inf; allowed: a finite number"),
     ],
 )
 def test_a_misused_step_is_told(steps, references, message) -> None:

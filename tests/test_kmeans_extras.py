@@ -101,6 +101,7 @@ def test_several_numbers_of_clusters_are_what_each_alone_is() -> None:
         ({"features": {"z": 1}}, "one image"),
         ({"features": {"x": 0}}, "weight of x is 0; allowed: above 0"),
         ({"features": {"x": float("nan")}}, "weight of x is nan"),
+        ({"features": {"x": 1e300}}, r"weight of x is 1e\+300; allowed: above 0, up to 1e\+06"),
         ({"images": {"nowhere.tif": 1}}, "nowhere.tif"),
         ({"n_clusters": [2, 2]}, "twice"),
         ({"n_clusters": []}, "n_clusters"),

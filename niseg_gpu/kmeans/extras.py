@@ -15,6 +15,8 @@ from niseg_gpu.kmeans.lloyd import measure_points
 from niseg_gpu.kmeans.table import PixelTable
 from niseg_gpu.pixel_features import SPECTRUM, check_feature, compute_pixel_features, standardize
 
+MOST_WEIGHT = 1e6  # float32 holds nothing of the others beside it
+
 
 def count_extras(
     features: Mapping[str, float] | None = None, images: Mapping[str, float] | None = None, **_: Any
@@ -31,8 +33,11 @@ def check_extras(
         if name != SPECTRUM:
             check_feature(name, ndim=len(map_shape))
     for name, weight in {**(features or {}), **(images or {})}.items():
-        if not (math.isfinite(weight) and weight > 0):
-            raise UserError(f"kmeans: the weight of {name} is {weight:g}; allowed: above 0; leave out what has none")
+        if not 0 < weight <= MOST_WEIGHT:
+            raise UserError(
+                f"kmeans: the weight of {name} is {weight:g}; allowed: above 0, up to {MOST_WEIGHT:g}; leave out what "
+                "has none"
+            )
     for path in images or {}:
         _open_image(path, map_shape)
 
