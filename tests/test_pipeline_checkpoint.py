@@ -212,6 +212,26 @@ def test_it_may_be_gone_on_with_from_another_folder(data: Path, tmp_path: Path, 
         run(mapping, resume=True)
 
 
+def test_an_image_that_kmeans_looks_at_must_be_the_same_from_wherever_it_is_named(
+    data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    shape = tifffile.imread(next((data / "frames").glob("*.tif"))).shape
+    image = np.random.default_rng(0).random((len(list((data / "frames").glob("*.tif"))), *shape))
+    np.save(tmp_path / "xray.npy", image)
+    mapping = describe(data, tmp_path / "out", FRAMES)
+
+    def steps(name: str) -> list:
+        return [*FRAMES, {"kmeans": {"n_clusters": 2, "images": {name: 1.0}}}]
+
+    monkeypatch.chdir(tmp_path)
+    cut_at(12, {**mapping, "steps": steps("xray.npy")})
+    monkeypatch.chdir(data)
+    elsewhere = {**mapping, "steps": steps(os.path.relpath(tmp_path / "xray.npy"))}
+    np.save(tmp_path / "xray.npy", image + 1)
+    with pytest.raises(UserError, match=r"xray\.npy changed after the run began"):
+        run(elsewhere, resume=True)
+
+
 def test_an_unfinished_run_of_something_else_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
     mapping = describe(data, tmp_path / "out", FRAMES)
     cut_at(12, mapping)

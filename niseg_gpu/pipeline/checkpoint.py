@@ -160,7 +160,10 @@ def check_finished(record: Path, pipeline: Pipeline) -> None:
 def _settle(value: Any, folder: Path) -> Any:
     """The same with the names of what there is, relative to a folder, made whole."""
     if isinstance(value, dict):
-        return {key: _settle(each, folder) for key, each in value.items()}
+        value = {key: _settle(each, folder) for key, each in value.items()}
+        if isinstance(value.get("images"), dict):  # by their names
+            value["images"] = {_settle(name, folder): weight for name, weight in value["images"].items()}
+        return value
     if isinstance(value, list):
         return [_settle(each, folder) for each in value]
     if isinstance(value, str) and value and os.path.exists(folder / value):
@@ -191,9 +194,10 @@ def _files_of(session: Session) -> Iterator[str]:
             yield from map(str, dict.fromkeys(stack.attrs.get("files", ())))
     for step in session.pipeline.steps:
         for value in step.parameters.values():
-            if isinstance(value, str | Path) and Path(value).exists():
-                yield str(value)
-                yield from map(str, sorted(p for p in Path(value).rglob("*") if p.is_file()))
+            for name in value if isinstance(value, dict) else [value]:
+                if isinstance(name, str | Path) and Path(name).exists():
+                    yield str(name)
+                    yield from map(str, sorted(p for p in Path(name).rglob("*") if p.is_file()))
 
 
 def _list_written(results: Path) -> dict[str, int]:
