@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from niseg_gpu.kernels import compiled as module
 from niseg_gpu.kernels.compiled import compiled, hash_sources, read_flat
@@ -34,8 +36,49 @@ def test_a_changed_file_is_seen_in_all_kernels(tmp_path) -> None:
     assert run("new") == ["0", "1"]
 
 
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+def test_what_a_crash_left_half_written_is_compiled_anew(tmp_path, ending: str) -> None:
+    variables = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", PROGRAM.format(text="any")]
+
+    def run() -> list[str]:
+        return subprocess.check_output(command, env=variables, text=True, cwd=KERNELS.parents[1]).split()
+
+    for left in (0, 20):
+        run()
+        for path in tmp_path.rglob(f"*{ending}"):
+            path.write_bytes(path.read_bytes()[:left])
+        assert run() == ["0", "1"]
+        assert run() == ["1", "0"], "and kept again"
+
+
+def test_where_no_folder_may_be_written_to_kernels_are_not_kept(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(module.FunctionCache._impl_class, "_locator_classes", [])
+    module._tell_uncached.cache_clear()
+
+    @compiled
+    def double(a):  # type: ignore[no-untyped-def]
+        return 2 * a
+
+    assert double(4) == 8
+    assert "kernels are compiled anew in each process, for neither" in caplog.text
+
+
+def test_a_full_disk_costs_the_cache_only(tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.FunctionCache, "save_overload", full)
+
+    @compiled
+    def triple(a):  # type: ignore[no-untyped-def]
+        return 3 * a
+
+    assert triple(4) == 12
+
+
 def test_no_kernel_is_kept_by_its_own_file_alone() -> None:
-    assert not [path.name for path in KERNELS.glob("*.py") if "cache=True" in path.read_text()]
+    assert not [path.name for path in KERNELS.parent.rglob("*.py") if "cache=True" in path.read_text()]
     assert len(hash_sources()) == 64
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
+
+from niseg_gpu.kernels.compiled import compiled
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -29,7 +30,7 @@ def make_key(*words: int) -> np.uint64:
     return key
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def hash_counter(key, counter):
     """Return 64 random bits, uint64, of a key (uint64) and a counter (integer)."""
     x = np.uint64(key) + (np.uint64(counter) + np.uint64(1)) * _GOLDEN
@@ -38,19 +39,19 @@ def hash_counter(key, counter):
     return x ^ (x >> _S31)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def hash_place(key, z, y, x):
     """Return 64 random bits of a key and a place, whole numbers of any sign."""
     return hash_counter(hash_counter(hash_counter(key, z), y), x)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def to_uniform(bits):
     """Turn 64 random bits into a float64 above 0 and below 1."""
     return (np.float64(bits >> _S11) + 0.5) * (1.0 / 9007199254740992.0)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def to_normal(bits):
     """Turn 64 random bits into a number of the standard normal distribution.
 
@@ -74,13 +75,13 @@ def to_normal(bits):
     return z if q > 0.0 else -z
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def draw_uniform(key, counter):
     """Return the uniform number above 0 and below 1 of a key and a counter."""
     return to_uniform(hash_counter(key, counter))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def draw_normal(key, counter):
     """Return the standard normal number of a key and a counter."""
     return to_normal(hash_counter(key, counter))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from niseg_gpu.simulate.mcp_files import INT16_MAX
-from niseg_gpu.simulate.noise import BLOCK, COUNT, MEAN, WORK, compiled, draw_block, f32, fill_words, i32, u32
+from niseg_gpu.simulate.noise import BLOCK, COUNT, MEAN, WORK, draw_block, f32, fill_words, i32, kept, u32
 
 FREE = WORK
 
 
-@compiled
+@kept
 def count_bin(profile, sort, passing, dark, n_triggers, overlap, hits, frame, first, last, k0, k1, index):
     """Count one bin in a range of blocks and add to the hits of the window; return counts and values clipped.
 

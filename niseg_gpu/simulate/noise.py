@@ -11,6 +11,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from niseg_gpu.kernels.compiled import compiled
+
 # Pixels drawn at a time; a pair of random words serves two pixels half a block apart.
 BLOCK = 256
 HALF = BLOCK // 2
@@ -26,7 +28,7 @@ f32, u32, i32 = np.float32, np.uint32, np.int32
 
 # Division as NumPy has it: raising where the divisor is 0 would keep compilers from using vectors.
 inlined = numba.njit(error_model="numpy")
-compiled = numba.njit(error_model="numpy", nogil=True, cache=True)
+kept = compiled(error_model="numpy")
 
 
 @inlined
@@ -182,7 +184,7 @@ def draw_block(words, work):
         _count_up(words, work)
 
 
-@compiled
+@kept
 def _draw_poisson(mean, counts, first, last, k0, k1, index):
     words, work = np.empty(BLOCK, np.uint32), np.empty(WORK, np.float32)
     for b in range(first, last):

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.simulate.counter import draw_normal, draw_uniform, make_key
 from niseg_gpu.simulate.roots_habits import HABITS, N_MAIN, Habit
 
@@ -250,7 +250,7 @@ def _lengths_of(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(vectors[:, 0] ** 2 + vectors[:, 1] ** 2 + vectors[:, 2] ** 2)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _walk(start, direction, step, radius, gravity, wander, key, box):
     """Follow a tip; the container's walls and floor turn it along them."""
     nodes = np.empty((len(radius), 3))
@@ -270,7 +270,7 @@ def _walk(start, direction, step, radius, gravity, wander, key, box):
     return nodes
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _normalize(d):
     size = math.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
     if size < 1e-6:
@@ -280,7 +280,7 @@ def _normalize(d):
         d /= size
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hold(p, d, radius, box):
     """Keep a tip inside and take from its direction what leads out; return whether it touched."""
     touched = False

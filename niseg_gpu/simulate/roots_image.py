@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.simulate.counter import draw_normal, hash_place, to_normal
 
 # Attenuation per cm for thermal neutrons: water, sand packed dry, aluminium.
@@ -20,13 +20,13 @@ MOISTURE_CONTRAST = 0.3
 BARRIER_WATER = 0.3
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _share(distance):
     """Share of a voxel that lies on the positive side of a wall, from its centre's distance in voxels."""
     return min(max(distance + 0.5, 0.0), 1.0)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def wet_soil(texture, moisture, depth, low, span, water, gradient, reach, fine, coarse):
     """Attenuation of the soil per cm, from its grains and water; none above its surface."""
     soil = np.empty(texture.shape, np.float32)
@@ -45,7 +45,7 @@ def wet_soil(texture, moisture, depth, low, span, water, gradient, reach, fine, 
     return soil
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def see_pot(low, box, wall, soil, air, roots, stem, owner, root_per_cm, with_stem, image):
     radius, cy, cx = 0.5 * (box[4] - box[3]), 0.5 * (box[3] + box[4]), 0.5 * (box[5] + box[6])
     for z in range(image.shape[0]):
@@ -68,7 +68,7 @@ def see_pot(low, box, wall, soil, air, roots, stem, owner, root_per_cm, with_ste
                 image[z, y, x] = value
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def see_slab(low, box, wall, soil, air, roots, stem, owner, root_per_cm, voxel_mm, slab_mm, with_stem, image):
     for z in range(image.shape[0]):
         pz = z + low[0] + 0.5
@@ -89,7 +89,7 @@ def see_slab(low, box, wall, soil, air, roots, stem, owner, root_per_cm, voxel_m
             image[z, 0, x] = math.exp(-0.1 * path)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def add_rings(low, size, key, amplitude, image):
     """One number for each radius and slice, interpolated between whole radii."""
     for z in range(image.shape[0]):
@@ -104,7 +104,7 @@ def add_rings(low, size, key, amplitude, image):
                 image[z, y, x] += amplitude * (here + (radius - i) * (there - here))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def add_lines(low, key, amplitude, flat, image):
     """One number for each column of a radiograph, for each row of a slice."""
     for z in range(image.shape[0]):
@@ -116,7 +116,7 @@ def add_lines(low, key, amplitude, flat, image):
                     image[z, y, x] += amplitude * to_normal(hash_place(key, z + low[0], y + low[1], 0))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def add_noise(low, size, key, sigma, counted, image):
     """Add normal noise; where `counted` is positive its variance goes with the signal, sigma**2 at that signal."""
     for z in range(image.shape[0]):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.simulate.roots_growth import RootSystem
 
 # Voxels more than the radius up to which a capsule fills voxels in part; thinner ones fade instead of shrinking.
@@ -137,7 +137,7 @@ def draw_capsules(
     return Drawn(filled, depth, root, path, skeleton, thickness if flat else None)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _box(a, b, margin, low, shape, flat):
     """The voxels of a block within a margin of a segment, as first and end along each axis."""
     first, end = np.empty(3, np.int64), np.empty(3, np.int64)
@@ -150,7 +150,7 @@ def _box(a, b, margin, low, shape, flat):
     return first, end
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _fill(radius, distance, flat):
     """Share of a voxel that a root fills; the profile's integral across the root is its width or cross section."""
     if flat:
@@ -162,7 +162,7 @@ def _fill(radius, distance, flat):
     return peak * min(max(ramp - distance + 0.5, 0.0), 1.0)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _draw(ends, radii, paths, roots, low, reach, flat, filled, depth, root, path):
     for s in range(len(roots)):
         a, b = ends[s, 0], ends[s, 1]
@@ -204,7 +204,7 @@ def _draw(ends, radii, paths, roots, low, reach, flat, filled, depth, root, path
                         filled[z, y, x] = share
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _trace(ends, low, flat, skeleton):
     """Mark the voxels along each axis; no step is longer than a voxel along any side, so they form a chain."""
     for s in range(len(ends)):
@@ -222,7 +222,7 @@ def _trace(ends, low, flat, skeleton):
                 skeleton[z, y, x] = True
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _chord(radius, distance):
     """Mean length of the beam's way through a round root over a pixel's width."""
     low, high = max(distance - 0.5, -radius), min(distance + 0.5, radius)
@@ -231,14 +231,14 @@ def _chord(radius, distance):
     return _half_disc(radius, high) - _half_disc(radius, low)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _half_disc(radius, t):
     return t * math.sqrt(max(radius * radius - t * t, 0.0)) + radius * radius * math.asin(
         min(max(t / radius, -1.0), 1.0)
     )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_thickness(ends, radii, roots, bearers, low, thickness):
     """Add up the roots along the beam; of one root, and of it and its bearer, the thickest counts where they meet."""
     own = np.zeros(thickness.shape, np.float32)

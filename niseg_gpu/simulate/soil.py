@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from niseg_gpu.kernels.compiled import compiled
 from niseg_gpu.simulate.counter import draw_normal, draw_uniform, hash_place, make_key, to_uniform
 
 # Radius of air gaps as shares of the container's depth, smallest and largest.
@@ -145,7 +145,7 @@ def add_crack(
     _open_crack(np.array(low, np.int64), normal, spot, half, length, width_voxels, flat, waves, ripple, widths, out)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _scatter(key, first, cells):
     """Give each cell a point, at most 0.4 of a cell from its middle along each axis, and a value from -1 to 1."""
     for i in range(cells.shape[0]):
@@ -160,7 +160,7 @@ def _scatter(key, first, cells):
                 cells[i, j, k, 3] = (np.float64(part) + 0.5) / 32768.0 - 1.0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _pack(low, first, cells, size, out):
     """Find for each voxel the two nearest points, of those in the eight cells whose middles are around it."""
     for z in range(out.shape[0]):
@@ -196,7 +196,7 @@ def _pack(low, first, cells, size, out):
                 out[z, y, x] = np.float32(0.7) * value + np.float32(0.12) - np.float32(0.9) * gap
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_nodes(key, first, nodes):
     for i in range(nodes.shape[0]):
         for j in range(nodes.shape[1]):
@@ -205,12 +205,12 @@ def _hash_nodes(key, first, nodes):
                 nodes[i, j, k] = 2.0 * u - 1.0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _ease(t):
     return np.float32(t * t * (3.0 - 2.0 * t))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _interpolate(low, first, nodes, length, out):
     for z in range(out.shape[0]):
         pz = (z + low[0] + 0.5) / length
@@ -236,7 +236,7 @@ def _interpolate(low, first, nodes, length, out):
                 out[z, y, x] = near + a * (under - near)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_gaps(low, key, cell, tries, small, large, flat, out):
     """Try to put so many gaps into each cell; a whole number of them, the rest by chance."""
     first, last = np.zeros(3, np.int64), np.zeros(3, np.int64)
@@ -257,7 +257,7 @@ def _add_gaps(low, key, cell, tries, small, large, flat, out):
                     _add_ball(low, z, y, x, small + draw_uniform(own, 4 * n + 4) * (large - small), flat, out)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_ball(low, z, y, x, radius, flat, out):
     first, end = np.empty(3, np.int64), np.empty(3, np.int64)
     for j, centre in enumerate((z, y, x)):
@@ -275,7 +275,7 @@ def _add_ball(low, z, y, x, radius, flat, out):
                     out[i, j, k] = share
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _open_crack(low, normal, spot, half, length, width, flat, waves, ripple, widths, out):
     for z in range(out.shape[0]):
         pz = z + low[0] + 0.5 - spot[0]
