@@ -64,7 +64,11 @@ def start_jax(cpu: str, *, devices: int = 1) -> Any:
 
 def cache_folder(cpu: str) -> Path | None:
     """Return the folder of compiled programs, made where it is missing; None where there can't be one."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # of a user without a name, as in containers
+        log.info("compiled programs are not kept: there is no home folder")
+        return None
     folder = Path(base) / "niseg_gpu" / "xla" / hashlib.sha256(f"{cpu} {_cpu_flags()}".encode()).hexdigest()[:12]
     try:
         folder.mkdir(parents=True, exist_ok=True)

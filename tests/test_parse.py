@@ -215,3 +215,9 @@ def test_an_empty_name_is_not_the_folder_that_relative_names_start_from(tmp_path
 def test_what_would_never_end_is_refused(tmp_path: Path, name: str, value: float, allowed: int) -> None:
     with pytest.raises(UserError, match=f"kmeans: {name} is .*; input should be less than or equal to {allowed}$"):
         read_pipeline(written(tmp_path, YAML), overrides=[f"kmeans.{name}={value}"])
+
+
+def test_a_home_folder_of_nobody_is_told(tmp_path: Path) -> None:
+    for change in ("input.path=~nobody-of-that-name/run", "remove_spots.dead_pixels=~nobody-of-that-name/dead.tif"):
+        with pytest.raises(UserError, match="~nobody-of-that-name/.* begins with a home folder that is not known here"):
+            read_pipeline(written(tmp_path, YAML), overrides=[change])

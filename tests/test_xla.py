@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from niseg_gpu.xla import cache_folder
+
 BEGUN = "import jax; jax.devices(); "
 PLAIN = "import os; "
 
@@ -34,3 +36,10 @@ def test_the_processor_is_parted_unless_the_user_or_jax_has_begun_otherwise(befo
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == [str(expected)]
+
+
+def test_a_user_without_a_home_folder_keeps_no_programs(monkeypatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a number that no name belongs to
+    assert cache_folder("any processor") is None

@@ -174,10 +174,18 @@ def _file_based(value: Any, field: FieldInfo, base: Path) -> Any:
     """Let a relative name of a file, where a parameter may be one or have them as keys, start from `base`."""
     suffixes = [mark.suffix for mark in field.metadata if isinstance(mark, NamesFile)]
     if isinstance(value, str) and any(value.lower().endswith(suffix) for suffix in suffixes):
-        return str(base / Path(value).expanduser())
+        return _place(value, base)
     if isinstance(value, dict) and suffixes:
-        return {str(base / Path(name).expanduser()): weight for name, weight in value.items()}
+        return {_place(name, base): weight for name, weight in value.items()}
     return value
+
+
+def _place(name: str, base: Path) -> str:
+    """Where a file is that is named from `base`."""
+    try:
+        return str(base / Path(name).expanduser())
+    except RuntimeError:
+        raise UserError(f"{name} begins with a home folder that is not known here; name it in full") from None
 
 
 def _based(section: Any, base: Path | None) -> Any:
@@ -188,7 +196,7 @@ def _based(section: Any, base: Path | None) -> Any:
     for name in ("path", "open_beam", "dark", "cluster"):
         value = getattr(section, name, None)
         if value is not None and (name != "cluster" or value.endswith(".json")):
-            changes[name] = str(base / Path(value).expanduser())
+            changes[name] = _place(value, base)
     return section.model_copy(update=changes)
 
 
