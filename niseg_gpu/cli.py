@@ -28,6 +28,7 @@ from niseg_gpu.cli_output import (
     is_output_closed,
     open_missing_streams,
     show_any_name,
+    stand_in_for_home,
 )
 from niseg_gpu.cli_plan import add_plan
 from niseg_gpu.cli_signals import INTERRUPTED, TERMINATED, Terminated, ending_on_request
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     atexit.register(gc.freeze)  # or Python takes down object after object what the system frees at once: most of 1 s
     complaint, options = "", None
     open_missing_streams()
+    stand_in_for_home()
     show_any_name()
     try:
         try:

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+from pathlib import Path
 
 NOBODY_READS = 128 + signal.SIGPIPE  # as shells show it
 
@@ -19,6 +20,14 @@ def open_missing_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))
+
+
+def stand_in_for_home() -> None:
+    """Name a home folder that is not there to a user who has none: libraries look for settings in it, or fail."""
+    try:
+        Path.home()
+    except RuntimeError:  # a number without a name, as in containers
+        os.environ["HOME"] = "/nonexistent"
 
 
 def show_any_name() -> None:

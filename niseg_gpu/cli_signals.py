@@ -17,7 +17,10 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def ending_on_request() -> Iterator[None]:
-    """Inside, SIGTERM raises `Terminated` in the main thread, once; after that it ends the process as ever."""
+    """Inside, SIGTERM raises `Terminated` in the main thread, once; after that it ends the process as ever.
+
+    An interrupt that Python has wrapped into another error, as where it makes a class, comes out as itself.
+    """
     if threading.current_thread() is not threading.main_thread():  # others may not say what signals do
         yield
         return
@@ -29,5 +32,9 @@ def ending_on_request() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

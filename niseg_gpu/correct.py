@@ -325,6 +325,13 @@ def _trigger_ratio(info: Any, beam: Any) -> np.ndarray:
         raise UserError(
             f"normalize: the {which} has no *_ShutterCount.txt, so dose_by_shutter_counts can't be used; use dose_roi"
         )
+    for which, triggers, of in (("sample", ours, info), ("open beam", theirs, beam)):
+        n_bins = of.sizes.get("tof", 1)
+        if len(triggers) != n_bins:  # cut by other means than a step
+            raise UserError(
+                f"normalize: the {which} has {n_bins} ToF bins, but triggers of {len(triggers)}; cut it with the step "
+                "select_tof, or use dose_roi"
+            )
     return np.asarray(theirs, dtype=float) / np.asarray(ours, dtype=float)
 
 

@@ -433,6 +433,19 @@ def test_a_fault_of_ours_is_status_1_and_no_traceback(niseg, pipeline: Path, mon
     assert status == 1 and err.count("\n") == 1 and "a fault of ours: ValueError: two lines" in err
 
 
+def test_an_interrupt_in_the_making_of_a_class_is_one_too(niseg, pipeline: Path, monkeypatch) -> None:
+    class Interrupted:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    def import_a_library(*args, **kwargs):
+        type("OfALibrary", (), {"member": Interrupted()})
+
+    monkeypatch.setattr("niseg_gpu.pipeline.run.write_results", import_a_library)
+    status, _, err = niseg("run", pipeline)
+    assert status == 130 and "interrupted; nothing was left under a final name" in err
+
+
 def test_an_interrupt_is_status_130(niseg, pipeline: Path, monkeypatch) -> None:
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -484,3 +497,10 @@ def test_objects_are_left_to_the_system_at_the_end():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout.split("frozen ")[1]) > 10_000
+
+
+def test_a_user_without_a_home_folder_is_given_the_name_of_none(niseg, monkeypatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a number that no name belongs to
+    assert niseg("--version")[0] == 0
+    assert Path.home() == Path("/nonexistent")

@@ -226,6 +226,35 @@ def test_a_misused_step_is_told(steps, references, message) -> None:
         apply_steps(tof_run(), steps, **references)
 
 
+def test_triggers_of_other_bins_are_told() -> None:
+    by_triggers = [{"normalize": {"dose_by_shutter_counts": True}}]
+    run, beam = (tof_run(seed).assign_attrs(bin_triggers=[7] * 20) for seed in (0, 1))
+    with pytest.raises(UserError, match="the sample has 15 ToF bins, but triggers of 20; cut it with the step select_"):
+        apply_steps(run[5:], by_triggers, open_beam=beam[5:])
+
+
+@pytest.mark.parametrize(
+    "stack, message",
+    [
+        (np.zeros((3, 4, 5)), "stack is a ndarray; allowed: an xarray.DataArray"),
+        ("run/", "stack is a str; allowed: an xarray.DataArray"),
+        (tof_run()[:0], r"stack: shape \(0, 40, 17\); needed"),
+        (tof_run()[:, 3, 3], r"stack: shape \(20,\); needed: 2 or more"),
+        (tof_run().expand_dims("angle"), r"stack has 4 axes \(1, 20, 40, 17\); allowed: 2 or 3"),
+        (tof_run().astype(complex), "stack: values of type complex128; allowed: real numbers"),
+    ],
+)
+def test_what_is_no_stack_is_told(stack, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        apply_steps(stack, [{"remove_spots": {"threshold": 1}}])
+    with pytest.raises(UserError, match=message):
+        cluster_stack(stack, n_clusters=2)
+    with pytest.raises(UserError, match=message.replace("stack", "open_beam", 1)):
+        apply_steps(tof_run(), ["normalize"], open_beam=stack)
+    with pytest.raises(UserError, match="steps is a list; got NoneType"):
+        apply_steps(tof_run(), None)
+
+
 @pytest.mark.parametrize(
     "value, dtype, what",
     [

@@ -307,6 +307,12 @@ def test_paths_that_lead_nowhere(tmp_path, path, message):
 def test_parameters_are_checked(stores):
     with pytest.raises(UserError, match="tof is 'header'; allowed: auto, spectra, headers"):
         open_stack(stores["fits"], tof="header")
+    with pytest.raises(UserError, match=r"chunks is \(0, 1, 1\); allowed: lengths from 1 on, or -1"):
+        open_stack(stores["fits"], chunks=(0, 1, 1))
+    assert (
+        open_stack(stores["fits"], chunks=(10**30, 1, -1)).chunks[0]
+        == open_stack(stores["fits"], chunks=(-1, 1, -1)).chunks[0]
+    )
     with pytest.raises(UserError, match=r"chunks is \(1, 2\); needed: one length for each of 3 axes"):
         open_stack(stores["fits"], chunks=(1, 2))
 

@@ -190,6 +190,9 @@ def as_stack(
         chunks = tuple(_default_chunks(array.shape, array.dtype.itemsize))
     if len(chunks) != array.ndim:
         raise UserError(f"chunks is {chunks}; needed: one length for each of {array.ndim} axes")
+    if any(isinstance(n, int) and n < 1 and n != -1 for n in chunks):
+        raise UserError(f"chunks is {chunks}; allowed: lengths from 1 on, or -1 for a whole axis")
+    chunks = tuple(min(n, most) if isinstance(n, int) else n for n, most in zip(chunks, array.shape, strict=True))
     block = [source.block[i] for i in order] if len(source.block) == len(order) else [1] * len(order)
     if block[-2] == array.shape[-2] > 1:
         data = _whole_frames(array, block[0], chunks)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.check import check_stack
 from niseg_gpu.io.gate import gated
 from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
@@ -58,7 +59,8 @@ def apply_steps(
     UserError
         A step that is unknown, misused, or does not fit the stack.
     """
-    engine, steps = _engine(device, bad_values, kernels=kernels), parse_steps(list(steps))
+    _check_stacks(stack=stack, open_beam=open_beam, dark=dark)
+    engine, steps = _engine(device, bad_values, kernels=kernels), parse_steps(steps)
     last = steps[-1].name if steps else ""
     if last and OPS[last].apply is None:
         raise UserError(f"{last} does not work block by block; apply the steps before it, then call cluster_stack")
@@ -92,6 +94,7 @@ def cluster_stack(
     """
     import dask.array as da
 
+    _check_stacks(stack=stack)
     (step,) = parse_steps([{"kmeans": parameters}])
     engine = _engine(device, "keep", kernels=kernels)
     engine.fit(stack, [step], reading=False)
@@ -104,6 +107,21 @@ def cluster_stack(
     hold = partial(hold_rows, backend=engine.backend, workers=engine.workers) if table.in_file else None
     with limit_threads(engine.workers):
         return fit_kmeans(table, engine.workers, hold, **step.parameters)
+
+
+def _check_stacks(**stacks: Any) -> None:
+    """Refuse what is no stack, before any step meets it; None is one that was not given."""
+    for name, stack in stacks.items():
+        if stack is None and name != "stack":
+            continue
+        if not hasattr(stack, "dims") or not hasattr(stack, "data"):
+            raise UserError(
+                f"{name} is a {type(stack).__name__}; allowed: an xarray.DataArray, as open_stack gives it, or "
+                'xarray.DataArray(values, dims=("tof", "y", "x"))'
+            )
+        if stack.ndim > 3:
+            raise UserError(f"{name} has {stack.ndim} axes {stack.shape}; allowed: 2 or 3")
+        check_stack(name, shape=stack.shape, dtype=stack.dtype)
 
 
 def _engine(device: str, bad_values: str, *, kernels: str = "auto") -> Engine:
