@@ -19,7 +19,8 @@ class Terminated(KeyboardInterrupt):
 def ending_on_request() -> Iterator[None]:
     """Inside, SIGTERM raises `Terminated` in the main thread, once; after that it ends the process as ever.
 
-    An interrupt that Python has wrapped into another error, as where it makes a class, comes out as itself.
+    An interrupt comes out as itself where it led to another error: as Python made a class, or gave back a lock that it
+    had not yet taken.
     """
     if threading.current_thread() is not threading.main_thread():  # others may not say what signals do
         yield
@@ -33,8 +34,17 @@ def ending_on_request() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):
-            raise error.__cause__ from None
-        raise
+        interrupt = _find_interrupt(error)
+        if interrupt is None:
+            raise
+        for note in getattr(error, "__notes__", ()):
+            interrupt.add_note(note)
+        raise interrupt from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error

@@ -446,6 +446,20 @@ def test_an_interrupt_in_the_making_of_a_class_is_one_too(niseg, pipeline: Path,
     assert status == 130 and "interrupted; nothing was left under a final name" in err
 
 
+def test_an_interrupt_in_the_taking_of_a_lock_is_one_too(niseg, pipeline: Path, monkeypatch) -> None:
+    def take_a_lock(*args, **kwargs):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            error = RuntimeError("release unlocked lock")
+            error.add_note("3 of 5 blocks are done and kept; go on")
+            raise error
+
+    monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", take_a_lock)
+    status, _, err = niseg("run", pipeline)
+    assert (status, err) == (130, "niseg-gpu: interrupted; 3 of 5 blocks are done and kept; go on\n")
+
+
 def test_an_interrupt_is_status_130(niseg, pipeline: Path, monkeypatch) -> None:
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
