@@ -74,6 +74,14 @@ def test_a_relu_taken_for_a_probability() -> None:
     assert figures["mae"] == pytest.approx(abs(np.clip(logits[..., 0], 0, 1) - labels).mean(), rel=1e-4)
 
 
+def test_the_lowest_threshold_takes_all_that_is_below_the_bins() -> None:
+    logits = np.full((1, 2, 8, 1), -20, np.float32)
+    labels = np.ones((1, 2, 8), np.uint8)
+    figures = summarize(add_counts(None, count_batch(logits, labels)))
+    found = 1 / (1 + np.exp(-logits[..., 0].astype(float))) >= figures["best_threshold"]
+    assert figures["best_f1"] == pytest.approx(evaluate_mask(found, labels).f1)
+
+
 def test_what_nothing_can_be_said_of_is_none() -> None:
     figures = summarize(add_counts(None, count_batch(np.full((1, 2, 2, 1), -9.0), np.zeros((1, 2, 2)))))
     assert figures["tn"] == 4 and figures["accuracy"] == 1

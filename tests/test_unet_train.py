@@ -84,6 +84,10 @@ def test_a_training_cut_short_and_resumed_is_the_same_as_one_that_was_not(
         train_unet(tmp_path / "cut", **{**how, "batch": 1}, epochs=3, resume=True, overwrite=True)
     with pytest.raises(UserError, match="of a training with batch 2, not 1"):
         train_unet(tmp_path / "cut", **{**how, "batch": 1}, epochs=3, resume=True)
+    for change in ({"robust": True}, {"compress": True}, {"weight_decay": 0.1}, {"clip_norm": 0.0}, {"patience": 2},
+                   {"precision": "bfloat16"}, {"dims": ["x", "y"]}):  # fmt: skip
+        with pytest.raises(UserError, match=f"of a training with {next(iter(change))} "):
+            train_unet(tmp_path / "cut", **{**how, **change}, epochs=3, resume=True, overwrite=True)
 
     # the disk lost a part of the last checkpoint: the one before leads to the same
     checkpoints = sorted(tmp_path.glob("damaged.training/**/epoch-*"))
@@ -116,6 +120,19 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_what_was_good(tmp_path, spot
     with pytest.raises(UserError, match="smaller learning_rate"):
         train_unet(tmp_path / "m", **spotty, **SMALL, epochs=2, learning_rate=1e30, clip_norm=0.0)
     assert not (tmp_path / "m").exists()
+    # the only step's loss is that of the first weights, and a number; what it made of them is none
+    how = {**SMALL, "steps_per_epoch": 1, "augmentation": False}
+    with pytest.raises(UserError, match="the validation loss was (nan|inf) in epoch 1, .* smaller learning_rate"):
+        train_unet(tmp_path / "m", **spotty, **how, epochs=2, learning_rate=1e30, clip_norm=0.0)
+    assert not (tmp_path / "m").exists()
+
+
+def test_values_that_are_no_numbers_are_told_of(tmp_path, spotty, caplog) -> None:
+    image = np.load(spotty["images"][0])
+    image[3, :5] = np.nan
+    np.save(spotty["images"][0], image)
+    train_unet(tmp_path / "m", **spotty, **{**SMALL, "steps_per_epoch": 1, "augmentation": False}, epochs=1)
+    assert "5 pixels of the images are NaN or Inf" in caplog.text
 
 
 def test_volumes_and_classes(tmp_path) -> None:
@@ -147,6 +164,10 @@ def test_one_image_is_validated_on_itself_only_if_insisted_upon(tmp_path, spotty
         ({"output": "relu"}, "relu_bce"),
         ({"augmentation": {"flips": True}}, "did you mean 'flip'"),
         ({"augmentation": {"gain": [0.5, 1000]}, "images": ["missing.npy"], "masks": ["missing.npy"]}, "gain=.* range"),
+        ({"augmentation": {"flip": "maybe"}}, "flip='maybe'; give true or false"),
+        ({"augmentation": {"rotation_deg": [0, 30]}}, "rotation_deg=.* give one number"),
+        ({"class_weights": [1.0, 2.0, 3.0]}, "2 numbers from 0"),
+        ({"class_weights": [-1.0, 2.0]}, "2 numbers from 0"),
         ({"crop": [32, 32, 32]}, "allowed: one side, or 2"),
         ({"spatial_dims": 3}, "no volume"),
     ],
@@ -162,6 +183,18 @@ def test_masks_that_mark_nothing_are_refused(tmp_path, spotty) -> None:
     nothing = {"images": spotty["images"][:2], "masks": [str(tmp_path / "nothing.npy"), spotty["masks"][1]]}
     with pytest.raises(UserError, match="nothing but background to learn"):  # the second is validated on
         train_unet(tmp_path / "m", **nothing, **SMALL, epochs=1)
+    assert not (tmp_path / "m").exists() and not (tmp_path / "m.training").exists()
+
+
+def test_masks_that_mark_everything_are_refused(tmp_path, spotty) -> None:
+    np.save(tmp_path / "all.npy", np.full((48, 56), 255, np.uint8))
+    everything = {"images": spotty["images"][:2], "masks": [str(tmp_path / "all.npy"), spotty["masks"][1]]}
+    with pytest.raises(UserError, match="no background to learn"):
+        train_unet(tmp_path / "m", **everything, **SMALL, epochs=1)
+    np.save(tmp_path / "from_1.npy", np.load(spotty["masks"][0]) + 1)  # all of it would be taken for spots
+    from_1 = {"images": spotty["images"], "masks": [str(tmp_path / "from_1.npy"), *spotty["masks"][1:]]}
+    with pytest.raises(UserError, match=r"images0.npy: the mask holds \[1, 2\]; allowed: 0 for background"):
+        train_unet(tmp_path / "m", **from_1, **SMALL, epochs=1)
     assert not (tmp_path / "m").exists() and not (tmp_path / "m.training").exists()
 
 

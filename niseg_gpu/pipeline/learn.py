@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -217,11 +218,14 @@ def train_unet(
         Run(**network),
     )
     record = {
-        "images": images, "masks": masks, "validation_images": validation_images, "channels": channels, "loss": loss,
+        "images": images, "masks": masks, "validation_images": validation_images, "validation_masks": validation_masks,
+        "validation_rows": validation_rows, "dims": dims,
+        "channels": channels, "robust": robust, "compress": compress, "loss": loss,
         **({} if simulation is None else simulation.as_mapping()),
         "class_weights": class_weights, "crop": list(sides), "augmentation": told,
         "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch": batch, "optimizer": optimizer,
-        "learning_rate": learning_rate, "ema": ema, "seed": seed, "config": config.as_mapping(),
+        "learning_rate": learning_rate, "weight_decay": weight_decay, "clip_norm": clip_norm, "ema": ema,
+        "patience": patience, "seed": seed, "precision": precision, "config": config.as_mapping(),
         "train_pixels": sum(m.size for m in learn.masks), "validation_pixels": sum(m.size for m in check.masks),
     }  # fmt: skip
     if resume and out.exists() and not overwrite:
@@ -261,7 +265,9 @@ def _choose_augmentation(asked: dict[str, Any] | bool, *, simulated: bool) -> tu
         return None, False
     if asked is True and simulated:
         return FLIPS, "flips"
-    ranges = {} if asked is True else asked
+    if asked is True:
+        return Augmentation(), "defaults"
+    ranges = asked
     names = [f.name for f in fields(Augmentation) if f.name != "crop"]
     for name in ranges:
         if name not in names:
@@ -272,13 +278,18 @@ def _choose_augmentation(asked: dict[str, Any] | bool, *, simulated: bool) -> tu
 def _make_loss(name: str, weights: Any, masks: Sequence[np.ndarray], out_classes: int) -> Any:
     from niseg_gpu.unet.losses import make_loss, median_frequency_weights
 
+    classes = max(2, out_classes)
     if weights is None:
         return make_loss(name)
     if weights == "median-frequency":
-        classes = max(2, out_classes)
         labels = [(mask != 0) if out_classes == 1 else mask for mask in masks]
         counts = sum(np.bincount(part.ravel().astype(np.int64), minlength=classes) for part in labels)
         weights = median_frequency_weights(counts.tolist())
+    if len(weights) != classes or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise UserError(
+            f"unet train got class_weights {list(weights)}; allowed: {classes} numbers from 0, background first, one "
+            "of them above 0"
+        )
     return make_loss(name, class_weights=tuple(weights))
 
 

@@ -121,6 +121,11 @@ def gather_images(
                 "unet train got masks that are 0 in every pixel to learn from: there is nothing but background to "
                 "learn; give a mask that marks something"
             )
+        if reading["classes"] == 1 and all(mask.all() for mask in learn.masks):
+            raise UserError(
+                "unet train got masks that are 0 in no pixel to learn from: there is no background to learn; "
+                "give masks that are 0 for background"
+            )
         return learn, check, said
     other = "other" if check.images else "simulated"
     check = check if check.images else simulation.draw_validation()

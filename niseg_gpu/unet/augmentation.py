@@ -88,6 +88,10 @@ class Augmentation:
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)  # hashable, for it is static in compiled functions
+            if field.type == "bool" and not isinstance(value, bool):
+                raise UserError(f"{field.name}={value!r}; give true or false")
+            if field.type == "float" and isinstance(value, tuple):
+                raise UserError(f"{field.name}={value!r} is a range; give one number")
             if field.name in LIMITS and value is not None:
                 _check(field.name, value, pair="float, float" in str(field.type))
         if self.crop is not None and len(self.crop) not in (2, 3):

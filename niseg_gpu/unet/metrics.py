@@ -124,8 +124,10 @@ def summarize(counts: Counts) -> dict[str, Any]:
     fn, tp = confusion[1:, 0].sum(), confusion[1:, 1:].sum()
     mask = Evaluation(int(tp), int(fp), int(tn), int(fn), 0, 0, 0, 0)
     edges = np.linspace(-LIMIT, LIMIT, BINS, endpoint=False)
+    lowest = 1 / (1 + np.exp(-edges))
+    lowest[0] = 0.0  # its bin holds all that is below, too
     used = np.flatnonzero((counts.spots + counts.others) > 0)
-    scores = evaluate_counts(1 / (1 + np.exp(-edges[used])), counts.spots[used], counts.others[used])
+    scores = evaluate_counts(lowest[used], counts.spots[used], counts.others[used])
     figures = {
         **{name: getattr(mask, name) for name in ("tp", "fp", "tn", "fn")},
         "accuracy": divide(int(np.trace(confusion)), mask.pixels),

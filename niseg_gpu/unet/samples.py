@@ -54,6 +54,8 @@ def check_pairs(
                 f"{name}: the mask holds {len(known)} labels ({known[:5].tolist()} ...); allowed: 0 and one more, or "
                 "give out_classes"
             )
+        if classes == 1 and len(known) == 2 and known[0] != 0:
+            raise UserError(f"{name}: the mask holds {known.tolist()}; allowed: 0 for background, and one more label")
         if classes > 1 and known[-1] >= classes:
             raise UserError(f"{name}: the mask holds label {known[-1]:g}; allowed: 0 to {classes - 1} (out_classes)")
 
@@ -80,15 +82,21 @@ def put_samples(
     sizes = np.array([[max(n, config.grid) for n in image.shape] for image in images], np.int32)
     if any(tuple(size) != image.shape for size, image in zip(sizes, images, strict=True)):
         log.warning("unet train: images smaller than the network's grid of %d pixels are filled up to it", config.grid)
-    largest = tuple(sizes.max(axis=0))
+    largest, missing = tuple(sizes.max(axis=0)), 0
     values = np.zeros((len(images), *largest, config.in_channels), np.float32)
     labels = np.zeros((len(images), *largest), np.uint8)
     for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        filled = np.where(np.isfinite(image), image, np.asarray(normalisation.fill, image.dtype))
+        known = np.isfinite(image)
+        missing += known.size - int(known.sum())
+        filled = np.where(known, image, np.asarray(normalisation.fill, image.dtype))
         wide = [(0, int(size) - n) for size, n in zip(sizes[i], image.shape, strict=True)]
         region = (i, *(slice(0, int(n)) for n in sizes[i]))
         values[region] = np.pad(np.asarray(read_channels(filled, normalisation), np.float32), [*wide, (0, 0)], "edge")
         labels[region] = np.pad((mask != 0) if config.out_classes == 1 else mask, wide, "edge")
+    if missing:
+        log.warning(
+            "unet train: %d pixels of the images are NaN or Inf; the training images' mean stands for them", missing
+        )
     return Samples(*(jax.device_put(part, device) for part in (values, labels, sizes)))
 
 

@@ -168,6 +168,9 @@ def train(
                 break
             found = evaluate(plan, learner, validation, count=count, parts=mesh.size)
             row |= {f"val_{name}": value for name, value in found.items()}
+            if not math.isfinite(row["val_loss"]):  # nothing is smaller than NaN: it would be the best for ever
+                stopped = f"the validation loss was {row['val_loss']} in epoch {epoch}"
+                break
             history.append(row)
             if best is None or row["val_loss"] < history[best[0] - 1]["val_loss"]:
                 best = (epoch, jax.device_get((learner.mean, learner.state)))
