@@ -94,6 +94,8 @@ def test_label_maps(evaluate, files, tmp_path: Path, kind: str) -> None:
     assert record["labels"] == expected.as_mapping() and expected.no_data == 1 and expected.accuracy == 1
     assert "note: 1 pixels without data" in said and "adjusted Rand index" in said
     assert evaluate(*arguments, "--overwrite", "--no-data", 0)[1].count("without data") == 1
+    status, said, _ = evaluate(tmp_path / "classes.tif", tmp_path / "truth.png", "--no-data", -1)
+    assert status == 0 and "without data" not in said and "\n        255" in said
 
 
 def test_what_a_file_holds_is_found_out(evaluate, files, tmp_path: Path) -> None:
@@ -139,6 +141,7 @@ def test_what_is_undefined_is_said_and_not_0(evaluate, tmp_path: Path) -> None:
     assert f"precision{'-':>23}" in said
     status, said, err = evaluate(tmp_path / "s.npy", tmp_path / "none.npy")
     assert (status, err) == (0, "") and "no positive pixel" in said and "predicted" not in said
+    assert all(len(line) == 32 for line in said.splitlines()[:4])
     for option in ("--picture", "--curve"):
         status, _, err = evaluate(tmp_path / "s.npy", tmp_path / "none.npy", option, tmp_path / "x.png")
         assert status == 2 and "no positive pixel" in err and not (tmp_path / "x.png").exists()
@@ -154,6 +157,9 @@ def test_what_is_undefined_is_said_and_not_0(evaluate, tmp_path: Path) -> None:
         (["scores.npy", "truth.png", "--kind", "labels"], "scores.npy holds float32 values; labels are integers"),
         (["mask.tif", "truth.png", "--kind", "masks"], "kind is 'masks'; did you mean 'mask'?"),
         (["mask.tif", "truth.png", "--threshold", "1"], "--threshold needs scores, but PREDICTED holds a mask"),
+        (["scores.npy", "truth.png", "--threshold", "nan"], "--threshold is nan"),
+        (["mask.tif", "truth.png", "--no-data", "5"], "--no-data needs labels, but PREDICTED holds a mask"),
+        (["classes.tif", "truth.png"], "truth.png holds 0 and 255 only, and as a label 255 means no data"),
         (["mask.tif", "truth.png", "--curve", "{}/c.png"], "--curve needs scores (--scores FILE)"),
         (["classes.tif", "classes.tif", "--picture", "{}/c.png"], "--picture needs a mask, but PREDICTED holds labels"),
         (["scores.npy", "truth.png", "--scores", "{}/scores.npy"], "--scores needs a mask, but PREDICTED holds scores"),

@@ -159,7 +159,7 @@ def _count_pairs(predicted: Any, truth: Any, *, no_data: int | None) -> tuple[np
     for name, block in (("predicted", predicted), ("truth", truth)):
         if block.dtype.kind not in "biu":
             raise UserError(f"{name} holds {block.dtype} values; labels are integers: convert and save them again")
-        value = _no_data_of(block.dtype) if no_data is None else no_data
+        value = no_data_of(block.dtype) if no_data is None else no_data
         if _can_hold(block.dtype, value):
             known &= block != value
     (classes, rows), (clusters, columns) = (_number(xp, block[known]) for block in (truth, predicted))
@@ -170,7 +170,8 @@ def _count_pairs(predicted: Any, truth: Any, *, no_data: int | None) -> tuple[np
     return backend.to_host(classes), backend.to_host(clusters), counts, int(known.size - xp.sum(known))
 
 
-def _no_data_of(dtype: np.dtype) -> int:
+def no_data_of(dtype: np.dtype) -> int:
+    """The label that pixels without data have in maps of a type."""
     return 65_535 if dtype == np.uint16 else 255
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.errors import UserError, suggest
-from niseg_gpu.evaluate.labels import evaluate_labels
+from niseg_gpu.evaluate.labels import evaluate_labels, no_data_of
 from niseg_gpu.evaluate.masks import evaluate_mask
 from niseg_gpu.evaluate.pieces import check_shapes, map_pieces
 from niseg_gpu.evaluate.scores import ScoreEvaluation, evaluate_scores
@@ -103,9 +103,15 @@ def evaluate_files(
     stacks = {name: open_stack(path) for name, path in inputs.items()}
     check_shapes({inputs[name]: stack.shape for name, stack in stacks.items()})
     kind = _choose_kind(kind, inputs, stacks)
-    _refuse_misfits(kind, scores=scores, strength=strength, threshold=threshold, picture=picture, curve=curve)
+    _refuse_misfits(
+        kind, scores=scores, strength=strength, threshold=threshold, picture=picture, curve=curve, no_data=no_data
+    )
+    if threshold is not None and threshold != threshold:
+        raise UserError("--threshold is nan, which no score reaches; give a number, or leave it out")
     if kind == "labels":
         _check_integers(inputs, stacks)
+        if no_data is None:
+            _refuse_masks(inputs, stacks)
         compared = Compared({"labels": evaluate_labels(stacks["predicted"], stacks["truth"], no_data=no_data)})
     else:
         compared = _compare_mask(kind, inputs, stacks, threshold=threshold, found_fraction=found_fraction)
@@ -195,17 +201,30 @@ def _check_integers(inputs: Mapping[str, str], stacks: Mapping[str, xr.DataArray
             raise UserError(f"{inputs[name]} holds {stack.dtype} values; labels are integers: save them as such")
 
 
+def _refuse_masks(inputs: Mapping[str, str], stacks: Mapping[str, xr.DataArray]) -> None:
+    """Complain of maps of 0 and 255: more likely masks, of which all that they mark would be left out as no data."""
+    for name, stack in stacks.items():
+        value = no_data_of(stack.dtype)
+        if set(_find_values(stack)) == {0, value}:
+            raise UserError(
+                f"{inputs[name]} holds 0 and {value} only, and as a label {value} means no data; say --no-data -1 if "
+                f"it is a class, --no-data {value} if it is not, or compare masks"
+            )
+
+
 def _refuse_misfits(kind: str, **options: Any) -> None:
     """Complain of an option that means nothing for this kind of comparison."""
     of_masks = ["scores", "strength", "threshold", "picture", "curve"]
-    useless = {"mask": ["threshold"], "scores": ["scores"], "labels": of_masks}[kind]
+    useless = {"mask": ["threshold", "no_data"], "scores": ["scores", "no_data"], "labels": of_masks}[kind]
     if kind == "mask" and not options["scores"]:
         useless.append("curve")
     for name in useless:
         if options[name] is not None:
             why = {"mask": "a mask", "scores": "scores itself", "labels": "labels"}[kind]
-            what = "scores (--scores FILE)" if name == "curve" else "scores" if name == "threshold" else "a mask"
-            raise UserError(f"--{name} needs {what}, but PREDICTED holds {why}; leave it out, or choose another --kind")
+            needed = {"curve": "scores (--scores FILE)", "threshold": "scores", "no_data": "labels"}
+            what = needed.get(name, "a mask")
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} needs {what}, but PREDICTED holds {why}; leave it out, or choose another --kind")
 
 
 def _picture_hits(mask: xr.DataArray | None, truth: xr.DataArray, *, frame: int, truth_path: str) -> bytes:

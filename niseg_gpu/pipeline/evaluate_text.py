@@ -61,7 +61,7 @@ def format_scores(found: ScoreEvaluation) -> list[str]:
         _row("ROC AUC", found.roc_auc),
         _row("average precision", found.average_precision),
         _row("best F1", found.best_f1),
-        f"{'at threshold':<22}{'-' if found.best_threshold is None else format(found.best_threshold, '10.6g')}",
+        f"{'at threshold':<22}{'-' if found.best_threshold is None else format(found.best_threshold, '.6g'):>10}",
     ]
 
 
