@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from niseg_gpu.errors import UserError
-from niseg_gpu.pipeline.learn import train_unet
+from niseg_gpu.pipeline.learn import _tell, train_unet
 from niseg_gpu.unet.folder import load_unet
 from niseg_gpu.unet.samples import choose_window, draw_samples, list_windows
 
@@ -125,6 +125,17 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_what_was_good(tmp_path, spot
     with pytest.raises(UserError, match="the validation loss was (nan|inf) in epoch 1, .* smaller learning_rate"):
         train_unet(tmp_path / "m", **spotty, **how, epochs=2, learning_rate=1e30, clip_norm=0.0)
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("out_classes, where", [(1, "at 0.5"), (3, "of the most probable classes")])
+def test_figures_are_told_with_what_they_are_at(out_classes, where) -> None:
+    figures = {"loss": 0.7, "precision": 0.02, "recall": None, "auc": 0.5, "best_f1": 0.08}
+    said = _tell({f"val_{name}": value for name, value in figures.items()}, 3, 0.6, out_classes=out_classes)
+    assert said.startswith("validation in epoch 3: loss 0.7, auc 0.5") and f"{where}: precision 0.02" in said
+    assert ("best f1 0.08 at threshold 0.6" in said) == (out_classes == 1) and "recall" not in said
+    nothing_true = {f"val_{name}": None for name in figures} | {"val_loss": 0.7}
+    ends = {1: ", threshold 0.6", 3: ""}[out_classes]
+    assert _tell(nothing_true, 3, 0.6, out_classes=out_classes) == f"validation in epoch 3: loss 0.7{ends}"
 
 
 def test_values_that_are_no_numbers_are_told_of(tmp_path, spotty, caplog) -> None:

@@ -251,7 +251,7 @@ def train_unet(
         f"wrote {out}, {folder / 'history.csv'}, {folder / 'history.png'}",
         said,
         *([f"stopped early: {found.stopped}"] if found.stopped else []),
-        _tell(best, found.best_epoch, threshold),
+        _tell(best, found.best_epoch, threshold, out_classes=out_classes),
     ]
 
 
@@ -304,7 +304,17 @@ def _write_history(folder: Path, history: list[dict[str, Any]], *, best_epoch: i
     write_file(folder / "history.png", draw_history(history, best_epoch=best_epoch).light)
 
 
-def _tell(best: dict[str, Any], epoch: int, threshold: float) -> str:
-    figures = {name: best[f"val_{name}"] for name in ("loss", "precision", "recall", "auc", "best_f1")}
-    told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items() if value is not None)
-    return f"validation in epoch {epoch}: {told}; threshold {threshold:.3g}"
+def _tell(best: dict[str, Any], epoch: int, threshold: float, *, out_classes: int) -> str:
+    """Precision and recall are not at the model's own threshold, so it is said where they are."""
+
+    def list_figures(*names: str) -> str:
+        found = {name: best[f"val_{name}"] for name in names}
+        return ", ".join(f"{n.replace('_', ' ')} {value:.3g}" for n, value in found.items() if value is not None)
+
+    parts = [list_figures("loss", "auc", *(("best_f1",) if out_classes == 1 else ()))]
+    if out_classes == 1:
+        parts[0] += f"{', ' if best['val_best_f1'] is None else ' at '}threshold {threshold:.3g}"
+    at = list_figures("precision", "recall")
+    if at:
+        parts.append(f"{'at 0.5' if out_classes == 1 else 'of the most probable classes'}: {at}")
+    return f"validation in epoch {epoch}: {'; '.join(parts)}"
