@@ -32,7 +32,7 @@ _HOMES = {
     "make_radiograph_sample": "niseg_gpu.simulate.radiograph",
     "make_root_sample": "niseg_gpu.simulate.roots",
     "load_unet": "niseg_gpu.unet.folder",
-    "normalize": "niseg_gpu.correct",
+    "normalize": "niseg_gpu.transmission",
     "open_stack": "niseg_gpu.io.open",
     "open_workers": "niseg_gpu.pipeline.workers",
     "overlap_correct": "niseg_gpu.correct",

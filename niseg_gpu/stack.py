@@ -90,3 +90,15 @@ class StackInfo:
             attrs = {"units": UNITS[coord]} if coord in UNITS else {}
             stack = stack.assign_coords({coord: (self.dims[0], values, attrs)})
         return stack
+
+
+def tell_source(attrs: Mapping[str, Any]) -> str:
+    """Name a stack with these attributes by its first file."""
+    files = attrs.get("files") or ["the stack"]
+    return str(files[0])
+
+
+def tell_bins_left_out(attrs: Mapping[str, Any]) -> str:
+    """What ``bad_frames: skip`` has left out of a run, in words."""
+    bins = attrs.get("bins_left_out") or []
+    return ("the bins " if bins else "none") + ", ".join(map(str, bins[:5])) + (", ..." if len(bins) > 5 else "")

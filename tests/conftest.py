@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import array_api_strict
 import pytest
 from hypothesis import settings
 
 from niseg_gpu import cli
-from niseg_gpu.backend import CPU, GPU, why_no_gpu
+from niseg_gpu.backend import CPU, GPU, TWINS, Cpu, why_no_gpu
 
 settings.register_profile("niseg", deadline=None, derandomize=True, max_examples=50)  # compiling kernels takes its time
 settings.load_profile("niseg")
@@ -33,6 +34,19 @@ def backend(request: pytest.FixtureRequest):
     if missing:
         pytest.skip(f"no GPU can be used: {missing}")
     return GPU
+
+
+class Strict(Cpu):
+    """NumPy's values behind the strict array API: what a method calls must be in the standard."""
+
+    xp = array_api_strict
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch):
+    """Namespace whose arrays the methods take as those of a third device."""
+    monkeypatch.setitem(TWINS, "array_api_strict", Strict())
+    return array_api_strict
 
 
 @pytest.fixture

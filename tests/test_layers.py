@@ -22,6 +22,7 @@ LAYERS = {
     "backend": 1,
     "io": 2,
     "correct": 3,
+    "transmission": 3,
     "tof": 3,
     "plane": 3,
     "spots": 3,
@@ -98,7 +99,7 @@ def test_only_backend_names_device_libraries(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["correct", "tof", "spots", "kmeans", "knn_features", "knn_model", "knn", "unet", "kernels"]
+    "room", ["correct", "transmission", "tof", "spots", "kmeans", "knn_features", "knn_model", "knn", "unet", "kernels"]
 )
 def test_no_step_knows_dask(room: str) -> None:
     for path in MODULES:

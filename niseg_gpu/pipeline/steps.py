@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from niseg_gpu import correct, knn, spots, tof
+from niseg_gpu import correct, knn, spots, tof, transmission
 from niseg_gpu.chunks import Work
 from niseg_gpu.kmeans import step as kmeans
 from niseg_gpu.unet import segment
@@ -114,11 +114,11 @@ OPS: dict[str, Op] = {
         memory=segment.memory_segment_unet,
     ),
     "normalize": Op(
-        correct.normalize,
-        fit=correct.fit_normalize,
-        check=correct.check_normalize,
-        describe=correct.describe_normalize,
-        memory=correct.memory_normalize,
+        transmission.normalize,
+        fit=transmission.fit_normalize,
+        check=transmission.check_normalize,
+        describe=transmission.describe_normalize,
+        memory=transmission.memory_normalize,
     ),
     "scale_spectra": Op(
         correct.scale_spectra,
