@@ -49,3 +49,17 @@ def test_images_add_up_to_the_same_bits_in_any_order(parts, order) -> None:
     exact = [math.fsum(map(float, pixel)) for pixel in parts.reshape(len(parts), -1).T]
     np.testing.assert_array_equal(sums[0].ravel(), exact)
     np.testing.assert_array_equal(sums[1], sums[0])
+
+
+VALUES = st.builds(lambda bits, down: bits * 2.0**-down, st.integers(-(2**24), 2**24), st.integers(0, 20))
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7), elements=VALUES), st.data())
+def test_frames_add_up_to_the_same_bits_however_they_are_cut(frames, data) -> None:
+    whole = CPU.sum_frames(frames)
+    exact = [math.fsum(map(float, pixel)) for pixel in frames.reshape(len(frames), -1).T]
+    np.testing.assert_array_equal(whole.ravel(), exact)
+    cut = data.draw(st.integers(0, len(frames)))
+    parts = [CPU.sum_frames(part) for part in (frames[:cut], frames[cut:])]
+    np.testing.assert_array_equal(parts[0] + parts[1], whole)
+    np.testing.assert_array_equal(CPU.sum_frames(frames[:, 1:, ::2]), whole[1:, ::2])

@@ -137,6 +137,12 @@ class Cpu(Twin):
 
         write_spectra_cpu(block, rows)
 
+    def sum_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Sum of float frames in float64."""
+        from niseg_gpu.kernels.sums import sum_frames_cpu
+
+        return sum_frames_cpu(frames)
+
     def sum_by_label(self, rows: np.ndarray, labels: np.ndarray, *, n_labels: int) -> np.ndarray:
         from niseg_gpu.kernels.sums import sum_by_label_cpu
 

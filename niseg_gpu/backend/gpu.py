@@ -143,6 +143,9 @@ class Gpu(Twin):
     def write_spectra(self, block: Any, rows: Any) -> None:
         rows[...] = block.T
 
+    def sum_frames(self, frames: Any) -> Any:
+        return self.xp.sum(frames, axis=0, dtype=self.xp.float64)
+
     def sum_by_label(self, rows: Any, labels: Any, *, n_labels: int) -> Any:
         from niseg_gpu.kernels.sums import sum_by_label_xp
 

@@ -35,6 +35,26 @@ def sum_by_label_xp(rows: Any, labels: Any, *, xp: Any, n_labels: int, block: in
 
 
 @compiled
+def _sum_frames(frames, sums):
+    for y in range(frames.shape[1]):
+        total = sums[y]  # stays in the cache
+        for f in range(frames.shape[0]):
+            row = frames[f, y]
+            for x in range(row.size):
+                total[x] += row[x]
+
+
+def sum_frames_cpu(frames: np.ndarray) -> np.ndarray:
+    """Return the sum of `frames` (N, Y, X), float32 or float64, as (Y, X) float64.
+
+    Of float32 values it is exact, and so the same however a stack is cut, unless they differ by more than 2**29 / N.
+    """
+    sums = np.zeros(frames.shape[1:])
+    _sum_frames(frames, sums)
+    return sums
+
+
+@compiled
 def _add(total, rest, part):
     for y in range(total.shape[0]):
         for x in range(total.shape[1]):

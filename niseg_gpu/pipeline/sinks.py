@@ -71,7 +71,7 @@ class SumTarget:
 
     def __init__(self, name: str, *, backend: Any, ledger: Ledger, shape: tuple[int, ...], dtype: Any) -> None:
         self.name, self.backend, self.ledger = name, backend, ledger
-        self.part_dtype = np.dtype(np.float32 if np.dtype(dtype).kind == "f" else dtype)
+        self.dtype = np.dtype(dtype)
         self.frames = shape[0] if len(shape) == 3 else 1
         ledger.open_sum(name, shape[-2:], dtype)
 
@@ -80,8 +80,11 @@ class SumTarget:
         return self.ledger.read_sum(self.name)
 
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
-        xp = self.backend.xp
-        part = block if block.ndim == 2 else xp.sum(block, axis=0, dtype=getattr(xp, self.part_dtype.name))
+        xp, part = self.backend.xp, block
+        if block.ndim == 3 and self.dtype.kind != "f":
+            part = xp.sum(block, axis=0, dtype=getattr(xp, self.dtype.name))
+        elif block.ndim == 3:
+            part = block[0] if len(block) == 1 else self.backend.sum_frames(block)
         self.ledger.add_to_sum(self.name, region, self.backend.to_host(part))
 
     def mean(self) -> np.ndarray:
