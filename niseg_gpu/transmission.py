@@ -121,9 +121,11 @@ def describe_normalize(info: Any, *, minus_log: bool = False, **_: Any) -> Any:
 
 
 def memory_normalize(info: Any, *, open_beam: Any, dark: Any = None, minus_log: bool = False, **_: Any) -> Work:
-    """What it holds, in whole-array calls: three arrays and masks; one more where references have every bin."""
+    """What it holds, in whole-array calls: three arrays and masks; of references the same, one frame or every bin."""
+    values, frame = math.prod(info.shape), math.prod(info.shape[-2:])
     binned = any(hasattr(frames, "stages") for frames in (open_beam, dark))
-    return Work(((17 if binned else 12) + minus_log) * math.prod(info.shape))
+    of_beam = 5 if dark is None else 9  # beside it: where it is lit, and no zeros; less the dark current
+    return Work((12 + minus_log) * values + (5 * values if binned else of_beam * frame))
 
 
 def _check_reference(frames: Any, info: Any, what: str) -> None:

@@ -102,6 +102,17 @@ def test_a_step_holds_what_the_table_of_steps_says(case: str, dtype: str, kernel
     assert LEAST * (declared + block.nbytes) <= peak + block.nbytes <= declared + block.nbytes + margin
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.parametrize("with_dark", [False, True])
+def test_references_count_where_a_block_is_a_frame(dtype: str, with_dark: bool) -> None:
+    """As large frames are cut: they are then as large as what is normalized."""
+    frame = RNG.poisson(200, (1, 1200, 1000)).astype(dtype)
+    state = {"open_beam": frame[0].astype("f4") + 9, "dark": frame[0].astype("f4") / 9 if with_dark else None}
+    _, peak = allocate(lambda: OPS["normalize"].apply(frame, **state))
+    declared = OPS["normalize"].memory(describe(frame), backend=CPU, **state).each
+    assert LEAST * (declared + frame.nbytes) <= peak + frame.nbytes <= declared + frame.nbytes + 100_000
+
+
 @pytest.mark.parametrize("name, state", [("select_tof", {"first": 10, "last": 280}), ("assign_wavelength", {})])
 def test_a_step_that_gives_a_part_of_its_block_holds_nothing(name: str, state: dict[str, Any]) -> None:
     state = state or {"flight_path_m": 10.0}

@@ -219,6 +219,7 @@ def write_results(session: Session, folder: Path, *, ledger: Ledger, quiet: bool
     """Fill ``result.zarr``; return what ``run.json`` says of the results."""
     with use_threads(session.workers):
         applied = session.apply(ledger=ledger)
+        give_back()  # what averaging the references had
         group = open_group(folder / RESULTS, applied, ledger=ledger)
         table, sums = store_blocks(session, applied, group, ledger=ledger, quiet=quiet, folder=folder)
     ledger.keep()
