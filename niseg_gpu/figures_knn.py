@@ -164,8 +164,9 @@ def check_bivariate(features: Sequence[str]) -> None:
 
 
 def find_width(values: np.ndarray) -> float:
-    """Return the distance from 0 up to which an axis is even: where 9 of 10 values lie, never 0."""
-    return float(np.percentile(np.abs(values), 90)) if values.any() else 1.0
+    """Return the distance from 0 up to which an axis is even: where 9 of 10 values lie, if need be that are not 0."""
+    far = np.abs(values)
+    return (float(np.percentile(far, 90)) or float(np.percentile(far[far > 0], 90))) if far.any() else 1.0
 
 
 def find_edges(values: np.ndarray, *, width: float | None = None) -> np.ndarray:
@@ -192,7 +193,7 @@ def _space_whole(low: float, high: float, *, width: float | None) -> np.ndarray:
     share = (np.arcsinh(high / width) - np.arcsinh(low / width)) / BINS
     ahead = [np.ceil(share * width) // 2 + 0.5]
     while ahead[-1] < max(high, -low):
-        ahead.append(ahead[-1] + np.ceil(share * np.hypot(width, ahead[-1])))
+        ahead.append(ahead[-1] + max(1, np.ceil(share * np.hypot(width, ahead[-1]))))  # 0 where all are the same
     edges = np.r_[-np.array(ahead[::-1]), ahead]
     edges = edges[np.searchsorted(edges, low) - 1 : np.searchsorted(edges, high) + 1]
     edges[[0, -1]] = low - 0.5, high + 0.5

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -26,10 +26,14 @@ from niseg_gpu.knn_model import fit_knn
 
 
 @given(
-    st.integers(-3000, 3000), st.integers(0, 60_000), st.booleans(), st.booleans(), st.integers(0, 9)
+    st.integers(-3000, 3000), st.integers(0, 60_000), st.booleans(), st.booleans(), st.sampled_from([0, 0, 190]),
+    st.integers(0, 9),
 )  # fmt: skip
-def test_every_value_falls_into_a_bin_and_whole_numbers_never_on_an_edge(low, span, whole, spreading, seed):
+@example(5, 0, True, True, 0, 0)  # all the same
+@example(5, 0, True, True, 190, 0)
+def test_every_value_falls_into_a_bin_and_whole_numbers_never_on_an_edge(low, span, whole, spreading, zeros, seed):
     values = np.random.default_rng(seed).uniform(low, low + span, 200).astype(np.float32)
+    values[:zeros] = 0  # as of frames with few counts
     values = np.rint(values) if whole else values
     edges = find_edges(values, width=find_width(values) if spreading else None)
     widths = np.diff(edges)
