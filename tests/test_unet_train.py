@@ -110,6 +110,15 @@ def test_a_job_that_is_queued_several_times_trains_once(tmp_path, spotty, monkey
     assert "has been trained to its end" in said and (tmp_path / "m/model.json").read_bytes() == weights
 
 
+def test_a_training_that_has_lost_patience_has_none_after_a_resumption(tmp_path, spotty) -> None:
+    how = {**spotty, **SMALL, "epochs": 4, "patience": 1, "learning_rate": 1e-30}  # which changes no weight
+    assert "stopped early: no smaller validation loss since epoch 1" in train_unet(tmp_path / "whole", **how)
+    assert len(history_of(tmp_path / "whole.training")) == 2
+    shutil.copytree(tmp_path / "whole.training", tmp_path / "cut.training")  # as a kill before the model leaves it
+    assert "stopped early: no smaller validation loss since epoch 1" in train_unet(tmp_path / "cut", **how, resume=True)
+    assert history_of(tmp_path / "cut.training") == history_of(tmp_path / "whole.training")
+
+
 def damage(checkpoint: Path) -> None:
     """Change the last byte of the largest file of weights."""
     file = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)

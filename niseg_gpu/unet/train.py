@@ -154,6 +154,9 @@ def train(
     stopped = ""
     with keep_pages():  # the room of a step is that of the next
         for epoch in range(len(history) + 1, schedule.epochs + 1):
+            if best and schedule.patience and len(history) - best[0] >= schedule.patience:  # after a resumption too
+                stopped = f"no smaller validation loss since epoch {best[0]}"
+                break
             samples = share_samples(training(epoch), mesh)
             step = step or make_step(plan, mesh, choose_window(samples, plan.crop) if moves else plan.crop)
             totals, losses = None, []
@@ -176,9 +179,6 @@ def train(
                 best = (epoch, jax.device_get((learner.mean, learner.state)))
             save_checkpoint(folder, learner=jax.device_get(learner), history=history, best=best, record=record)
             tell(row)
-            if schedule.patience and epoch - best[0] >= schedule.patience:
-                stopped = f"no smaller validation loss since epoch {best[0]}"
-                break
     if best is None:
         raise UserError(f"unet train: {stopped}, before one was finished; take a smaller learning_rate")
     return Trained(*best[1], history, best[0], stopped)
