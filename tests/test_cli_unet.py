@@ -11,6 +11,7 @@ import xarray as xr
 
 from niseg_gpu.backend import CPU
 from niseg_gpu.io.open import open_stack
+from niseg_gpu.pipeline.api import apply_steps, cluster_stack
 from niseg_gpu.pipeline.engine import Engine
 from niseg_gpu.pipeline.parse import parse_steps
 from niseg_gpu.unet.config import UNetConfig
@@ -99,6 +100,22 @@ def test_blocks_change_nothing(data: Path, config: dict, shape: tuple, dims: tup
     np.testing.assert_allclose(found[1], found[0], atol=1e-3, rtol=0)
     many = Engine(CPU, block_bytes=block_bytes, workers=4).apply(stack, steps).image
     assert many.data.npartitions > 2
+
+
+def test_steps_after_a_probability_work_on_it_in_single_precision(data: Path) -> None:
+    make_model(data / "m")
+    image = np.random.default_rng(1).normal(100, 10, (6, 20, 24)).astype(np.float32)
+    stack = xr.DataArray(image, dims=("tof", "y", "x"), attrs={"quantity": "counts"})
+    steps = [{"segment_unet": {"model": "m", "result": "probability"}}]
+    alone = apply_steps(stack, steps).image.compute()
+    more = [{"remove_spots": {"threshold": 0.1}}, {"rebin_tof": {"factor": 2, "how": "mean"}}, *steps, *steps]
+    assert alone.dtype == np.float16
+    for n in range(1, len(more) + 1):
+        found = apply_steps(stack, [*steps, *more[:n]]).image.compute()
+        np.testing.assert_array_equal(found, apply_steps(alone.astype(np.float32), more[:n]).image.compute())
+        assert found.dtype == (np.float32 if n < 3 else np.float16)
+    clusters = [cluster_stack(each, n_clusters=2).inertia for each in (alone, alone.astype(np.float32))]
+    assert clusters[0] == clusters[1]
 
 
 def test_info(niseg, data: Path) -> None:

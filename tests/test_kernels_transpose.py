@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from niseg_gpu.backend import CPU
 
 
-@pytest.mark.parametrize("dtype, kept", [("float32", "float32"), ("int16", "float32"), ("uint16", "uint16")])
+@pytest.mark.parametrize(
+    "dtype, kept", [("float32", "float32"), ("float16", "float32"), ("int16", "float32"), ("uint16", "uint16")]
+)
 @given(st.data())
 def test_writing_spectra_is_a_transpose(dtype, kept, data) -> None:
     bins, pixels = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 300))

@@ -30,7 +30,7 @@ def write_spectra_cpu(block: np.ndarray, rows: np.ndarray) -> None:
     The values of a row follow each other; the rows may lie farther apart.
     """
     bins, pixels = block.shape
-    if block.dtype != rows.dtype and rows.dtype != np.float32:
+    if block.dtype != rows.dtype and (rows.dtype != np.float32 or block.dtype == np.float16):
         block = block.astype(rows.dtype)
     flat = np.ascontiguousarray(block, block.dtype.newbyteorder("=")).reshape(-1)
     flat.flags.writeable = False  # one signature to compile, whether or not the caller may write to it

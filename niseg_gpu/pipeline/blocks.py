@@ -166,6 +166,7 @@ class BlockRun:
         if self.pictured == 0:
             pictures.append(self.backend.xp.mean(block, axis=0, dtype=self.backend.xp.float32))
         for i, stage in enumerate(self.stages):
+            block = block.astype(dtype_for_steps(block.dtype), copy=False)
             self._sample(own, i, block, inner=counted[-block.ndim :])
             state = {name: aside.get((i, name), self._local(value, wide, stage)) for name, value in stage.state.items()}
             with findings.collect(counted) as tally, self.clock.timing(stage.name, block.nbytes):

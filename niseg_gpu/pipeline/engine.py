@@ -17,7 +17,7 @@ from niseg_gpu.pipeline.blocks import PARTS, BlockRun, cut_blocks, halo_of, pict
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.parse import Step
 from niseg_gpu.pipeline.steps import OPS, Op
-from niseg_gpu.stack import StackInfo
+from niseg_gpu.stack import StackInfo, dtype_for_steps
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -191,6 +191,7 @@ class Engine:
                 state = op.fit(before, **state)
             info = op.describe(info, **state)
             stages.append(Stage(step.name, op, state, info))
+            info = info.with_(dtype=dtype_for_steps(info.dtype))
         return stages
 
     def refer(self, stack: xr.DataArray | None, steps: Sequence[Step], *, reading: bool) -> Reference | None:

@@ -88,6 +88,9 @@ def _follow(stack: Any, stages: Sequence[Any], wide: Region, backend: Any) -> Wa
     held = 0 if info.dtype == stack.dtype and not backend.has_bus else _nbytes(info)  # 0: what was read itself
     steps, masks = [], 0
     for stage in stages:
+        if info.dtype != dtype_for_steps(info.dtype):
+            info = info.with_(dtype=dtype_for_steps(info.dtype))
+            held = _nbytes(info)
         work = stage.op.memory(info, backend=backend, **stage.state)
         steps.append(max(aside + held + masks + work.each, *peaks))
         info, once = stage.info.with_(shape=cut(stage.info.shape)), max(once, work.once)
