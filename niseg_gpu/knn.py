@@ -15,7 +15,7 @@ from niseg_gpu.backend import backend_of
 from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
-from niseg_gpu.knn_features import Median, compute_features, halo_of_features, running_median
+from niseg_gpu.knn_features import Median, compute_features, halo_of_features, read_image, running_median
 from niseg_gpu.knn_model import KnnModel, load_knn
 from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile
@@ -66,7 +66,17 @@ def predict_knn(image: Any, model: KnnModel, *, exact: bool = True, scores: bool
     (..., Y, X) uint8 array
         1 for spots, 0 for background and where a feature is NaN or Inf; or, for `scores`, float32 from 0 to 1, NaN
         where a feature is.
+
+    Raises
+    ------
+    UserError
+        No image of real numbers, no such model, no workers.
     """
+    if not isinstance(model, KnnModel):
+        raise UserError(f"predict_knn got a {type(model).__name__}; needed: a model of fit_knn or load_knn")
+    if not isinstance(workers, int) or workers < 1:
+        raise UserError(f"predict_knn got workers {workers}; allowed: a whole number from 1")
+    image = read_image(image, who="predict_knn")
     classes, shares = _predict(image, model, median=running_median(image), exact=exact, workers=workers)
     return shares if scores else classes
 

@@ -7,6 +7,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from annotated_types import Ge, Gt
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.staged import staged
-from niseg_gpu.knn_features import check_features, compute_features
+from niseg_gpu.knn_features import check_features, compute_features, read_image
 
 FORMAT = "niseg_gpu knn"
 VERSION = 1
@@ -96,19 +97,25 @@ def fit_knn(
     Raises
     ------
     UserError
-        Masks of another shape or with more than two values, one class only, NaN, an unknown feature, more neighbours
-        than training pixels.
+        No real arrays, masks of another shape or with more than two values, one class only, NaN, an unknown feature,
+        more neighbours than training pixels.
     """
     check_features(features)
     if weights not in ("uniform", "distance"):
         raise UserError(f"knn got weights {weights!r}; allowed: uniform, distance")
-    if not background_per_spot > 0 or n_neighbors < 1:
+    whole = isinstance(n_neighbors, Integral) and isinstance(seed, Integral)
+    if (
+        not whole
+        or n_neighbors < 1
+        or seed < 0
+        or not (isinstance(background_per_spot, Real) and background_per_spot > 0)
+    ):
         raise UserError(
-            f"knn got n_neighbors {n_neighbors} and background_per_spot {background_per_spot}; allowed: 1 or more, "
-            "and more than 0"
+            f"knn got n_neighbors {n_neighbors}, background_per_spot {background_per_spot} and seed {seed}; allowed: a "
+            "whole number from 1, a number above 0, a whole number from 0"
         )
-    images = [images] if hasattr(images, "shape") else list(images)
-    masks = [masks] if hasattr(masks, "shape") else list(masks)
+    images = [read_image(image, who="knn") for image in _list_arrays(images, "images")]
+    masks = [read_image(mask, who="knn, for a mask,") for mask in _list_arrays(masks, "masks")]
     labels = _read_masks(images, masks)
     chosen = _draw(labels, background_per_spot=background_per_spot, seed=seed)
     points = np.concatenate(
@@ -141,6 +148,14 @@ def fit_knn(
     )
 
 
+def _list_arrays(given: Any, name: str) -> list[Any]:
+    if hasattr(given, "shape"):
+        return [given]
+    if not isinstance(given, list | tuple):
+        raise UserError(f"knn got {name} of type {type(given).__name__}; needed: an array, or a list of such")
+    return list(given)
+
+
 def _read_masks(images: Sequence[Any], masks: Sequence[Any]) -> list[np.ndarray]:
     """The flat labels of each image."""
     if not images or len(images) != len(masks):
@@ -154,7 +169,8 @@ def _read_masks(images: Sequence[Any], masks: Sequence[Any]) -> list[np.ndarray]
             )
         mask = backend_of(mask).to_host(mask)
         values = np.unique(mask)
-        if len(values) > 2 or (len(values) == 2 and values[0] != 0 and values[1] != 0):
+        one = len(values) > 1 and values[0] != 0 and values[1] != 0
+        if len(values) > 2 or one or not np.isfinite(values).all():  # NaN is not 0, and no mark either
             shown = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
             raise UserError(
                 f"mask {number} holds {len(values)} values ({shown}); allowed: 0 for background and one other for spots"
@@ -209,8 +225,10 @@ def save_knn(model: KnnModel, path: str | Path, *, overwrite: bool = False) -> P
     Raises
     ------
     UserError
-        Another ending, a file that exists, a folder that one can't write to.
+        No such model, another ending, a file that exists, a folder that one can't write to.
     """
+    if not isinstance(model, KnnModel):
+        raise UserError(f"save_knn got a {type(model).__name__}; needed: a model of fit_knn or load_knn")
     path = Path(path)
     check_model_target(path, overwrite=overwrite)
     arrays = {name: getattr(model, name) for name in ("points", "labels", "means", "scales", "low", "high")}

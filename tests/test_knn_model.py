@@ -74,7 +74,14 @@ IMAGE, SPOTS = scene()
         (np.where(SPOTS, np.nan, IMAGE), SPOTS, {}, "image 0 has NaN or Inf at or beside"),
         ([IMAGE, IMAGE], [SPOTS], {}, "got 2 images and 1 masks"),
         ([], [], {}, "got 0 images"),
-        (IMAGE[0], SPOTS[0], {}, r"allowed: the same, \(..., Y, X\)"),
+        (IMAGE[0], SPOTS[0], {}, r"shape \(\d+,\) and type \w+; needed: real numbers \(..., y, x\)"),
+        (IMAGE[1:], SPOTS, {}, r"allowed: the same, \(..., Y, X\)"),
+        (IMAGE, np.where(SPOTS, np.nan, 0), {}, r"mask 0 holds 2 values \(0, nan\); allowed: 0 for background and one"),
+        (IMAGE, None, {}, "masks of type NoneType; needed: an array, or a list of such"),
+        ([IMAGE.tolist()], [SPOTS], {}, "got a list; needed: a NumPy or CuPy array"),
+        (IMAGE.astype(complex), SPOTS, {}, "type complex128; needed: real numbers"),
+        (IMAGE, SPOTS, {"n_neighbors": 2.5}, "n_neighbors 2.5, .*; allowed: a whole number from 1"),
+        (IMAGE, SPOTS, {"seed": -1}, "and seed -1; allowed"),
     ],
 )  # fmt: skip
 def test_what_cannot_train_is_told_in_one_line(images, masks, options: dict, message: str) -> None:
@@ -102,6 +109,16 @@ def test_a_model_survives_its_file(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.npz"]
     with pytest.raises(UserError, match="m.npz exists; give another name"):
         save_knn(model, path)
+    with pytest.raises(UserError, match="save_knn got a dict; needed: a model"):
+        save_knn({}, path, overwrite=True)
+    with pytest.raises(UserError, match="predict_knn got a PosixPath; needed: a model"):
+        predict_knn(image, path)
+    with pytest.raises(UserError, match=r"predict_knn got an array of shape \(\d+,\)"):
+        predict_knn(image[0], model)
+    with pytest.raises(UserError, match="workers 0; allowed: a whole number from 1"):
+        predict_knn(image, model, workers=0)
+    half = image.astype(np.float16)
+    np.testing.assert_array_equal(predict_knn(half, model), predict_knn(half.astype(np.float32), model))
     save_knn(model, path, overwrite=True)
 
 

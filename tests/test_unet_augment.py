@@ -248,7 +248,10 @@ def test_parameters_come_from_yaml():
         ({"noise": (0.1,)}, "is no range"),
         ({"scale": (0.0, 1.0)}, r"scale=\(0.0, 1.0\) is out of range; give 0.1 to 10"),
         ({"gain": (math.nan, 1.0)}, "out of range"),
-        ({"crop": (64,)}, "has 1 sides; give 2 or 3"),
+        ({"crop": (64,)}, "is no crop of 2 or 3 sides"),
+        ({"crop": 64}, "is no crop of 2 or 3 sides; give whole numbers"),
+        ({"crop": (64.5, 64)}, "is no crop of 2 or 3 sides; give whole numbers"),
+        ({"scale": None}, "scale=None is out of range"),
     ],
 )
 def test_values_out_of_range_are_refused(options, complaint):
@@ -260,6 +263,16 @@ def test_shapes_that_do_not_fit_are_refused():
     image, mask = make_balls((24, 24), 2)
     with pytest.raises(UserError, match=r"augment got images \(2, 24, 24\) and masks \(24, 24\)"):
         augment(image, mask[0], key=KEY, settings=NO_AUGMENTATION)
+    for wrong, complaint in (
+        ({"image": None}, "image of type object; needed: an array of real numbers"),
+        ({"image": image.astype(complex)}, "image of type complex128"),
+        ({"image": image[:, :0], "mask": mask[:, :0]}, "needed: sides of 1 pixel or more"),
+        ({"key": 3}, "got the key 3; needed: one of JAX's"),
+        ({"settings": {"crop": (8, 8)}}, "settings of type dict; needed: an Augmentation"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            augment(**{"image": image, "mask": mask, "key": KEY, "settings": NO_AUGMENTATION, **wrong})
+    assert len(augment(image, mask, key=jax.random.PRNGKey(0), settings=NO_AUGMENTATION)[0]) == 2  # of the old kind
     with pytest.raises(UserError, match=r"crop=\(32, 16\) does not fit in samples of \(24, 24\)"):
         augment(image, mask, key=KEY, settings=Augmentation(crop=(32, 16)))
 

@@ -75,6 +75,8 @@ def test_flatten_and_back() -> None:
 
 
 def test_replacing_takes_leave(model: UNetModel, folder: Path) -> None:
+    with pytest.raises(UserError, match="save_unet got a dict; needed: a UNetModel"):
+        save_unet({}, folder.with_name("other"))
     with pytest.raises(UserError, match="exists; give another name, or replace it with --overwrite"):
         save_unet(model, folder)
     changed = UNetModel(CONFIG, model.params, model.state, SCALE, 0.6)
@@ -122,7 +124,7 @@ def cut_weights(folder: Path) -> None:
         (change("format", "other"), "is no unet model; train one"),
         (change("version", 2), "is a unet model of version 2, this niseg-gpu reads up to 1; install a newer one"),
         (change("normalisation", {}), "is a broken unet model: its model.json lacks"),
-        (change("threshold", None), "is a broken unet model: its model.json lacks"),
+        (change("threshold", None), "is a broken unet model: its model.json can't be understood"),
         (change("config", {"depth": 3}), "no parameter 'depth'"),
         (change("config", {**CONFIG.as_mapping(), "base_depth": 3}), "has shape .*, its configuration says"),
         (change("config", {**CONFIG.as_mapping(), "levels": 3}), "has shape .*, its configuration says"),

@@ -225,6 +225,12 @@ def test_bfloat16_is_near() -> None:
         (draw(20, 20), {"model": VOLUME}, "for volumes, and the image has 2 axes"),
         (draw(20, 20), {"result": "classes"}, "got result 'classes'; allowed: labels, probability"),
         (draw(20, 20), {"precision": "half"}, "got precision 'half'"),
+        (draw(20, 20), {"threshold": 2}, "got threshold 2; allowed: 0 to 1"),
+        (draw(20, 20), {"threshold": np.nan}, "got threshold nan; allowed: 0 to 1"),
+        (draw(20, 20), {"model": "spots/"}, "got a str; needed: a model that load_unet gives"),
+        (draw(20, 20)[:0], {}, r"an image of shape \(0, 20\); needed: sides of 1 pixel or more"),
+        (draw(20, 20).astype(complex), {}, "type complex128; needed: real numbers"),
+        (None, {}, "predict_unet got a NoneType; needed: a NumPy or CuPy array"),
     ],
 )
 def test_what_can_not_be_predicted_is_refused(image: np.ndarray, options: dict, message: str) -> None:

@@ -48,11 +48,31 @@ def augment(image: Any, mask: Any, *, key: jax.Array, settings: Augmentation) ->
     Raises
     ------
     UserError
-        If shapes do not fit each other or the crop.
+        Arrays that hold no real numbers, shapes that do not fit each other or the crop, no key, no settings.
     """
-    image, mask = jnp.asarray(image), jnp.asarray(mask)
+    if not isinstance(settings, Augmentation):
+        raise UserError(f"augment got settings of type {type(settings).__name__}; needed: an Augmentation")
+    if not _is_key(key):
+        raise UserError(f"augment got the key {key!r}; needed: one of JAX's, such as jax.random.key(0)")
+    image, mask = (_read_numbers(given, name) for name, given in (("image", image), ("mask", mask)))
     _check_shapes(image.shape, mask.shape, settings)
     return _augment(image, mask, key, settings)
+
+
+def _is_key(key: Any) -> bool:
+    """Whether it is a single key, of the new or of the old kind."""
+    if not isinstance(key, jax.Array):
+        return False
+    return (
+        key.shape == () if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.dtype == jnp.uint32 and key.ndim == 1
+    )
+
+
+def _read_numbers(given: Any, name: str) -> jax.Array:
+    array = given if hasattr(given, "dtype") else np.asarray(given)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise UserError(f"augment got {name} of type {array.dtype}; needed: an array of real numbers")
+    return jnp.asarray(array)
 
 
 @partial(jax.jit, static_argnames="settings")
@@ -150,6 +170,8 @@ def _check_shapes(image: tuple[int, ...], mask: tuple[int, ...], settings: Augme
         raise UserError(
             f"augment got images {image} and masks {mask}; needed: (N, Y, X) or (N, Z, Y, X) alike, channels last"
         )
+    if 0 in image[1:]:
+        raise UserError(f"augment got images {image}; needed: sides of 1 pixel or more")
     crop = settings.crop
     if crop is not None and (len(crop) != len(mask) - 1 or any(c > n for c, n in zip(crop, mask[1:], strict=True))):
         raise UserError(f"crop={crop!r} does not fit in samples of {mask[1:]}; give as many sides, none larger")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from niseg_gpu.errors import UserError
@@ -92,10 +93,11 @@ class Augmentation:
                 raise UserError(f"{field.name}={value!r}; give true or false")
             if field.type == "float" and isinstance(value, tuple):
                 raise UserError(f"{field.name}={value!r} is a range; give one number")
-            if field.name in LIMITS and value is not None:
+            if field.name in LIMITS and (value is not None or field.default is not None):
                 _check(field.name, value, pair="float, float" in str(field.type))
-        if self.crop is not None and len(self.crop) not in (2, 3):
-            raise UserError(f"crop={self.crop!r} has {len(self.crop)} sides; give 2 or 3")
+        sides = self.crop if isinstance(self.crop, tuple) else (self.crop,)
+        if self.crop is not None and not (len(sides) in (2, 3) and all(isinstance(side, Integral) for side in sides)):
+            raise UserError(f"crop={self.crop!r} is no crop of 2 or 3 sides; give whole numbers, such as 128, 128")
 
     @property
     def moves(self) -> bool:
@@ -107,7 +109,7 @@ class Augmentation:
 def _check(name: str, value: Any, *, pair: bool) -> None:
     low, high = LIMITS[name]
     parts = value if isinstance(value, tuple) else (value,)
-    numbers = all(isinstance(part, int | float) and math.isfinite(part) for part in parts)
+    numbers = all(isinstance(part, Real) and math.isfinite(part) for part in parts)
     if not numbers or not all(low <= part <= high for part in parts):
         raise UserError(f"{name}={value!r} is out of range; give {low:g} to {high:g}")
     if pair and (len(parts) != 2 or parts[0] > parts[1]):

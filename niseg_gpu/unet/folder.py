@@ -91,6 +91,8 @@ def save_unet(model: UNetModel, path: str | Path, *, overwrite: bool = False) ->
     UserError
         A name that exists, a folder one can't write to, weights that hold NaN or Inf.
     """
+    if not isinstance(model, UNetModel):
+        raise UserError(f"save_unet got a {type(model).__name__}; needed: a UNetModel, as load_unet gives")
     path = Path(path)
     check_unet_target(path, overwrite=overwrite)
     weights = {"params": flatten(model.params), "state": flatten(model.state)}
@@ -155,7 +157,8 @@ def load_unet(path: str | Path) -> UNetModel:
         parts = {name: about[name] for name in ("training", "metrics")}
         threshold, files = float(about["threshold"]), dict(about["files"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is a broken unet model: its model.json lacks {error}; {REMEDY}") from None
+        why = f"lacks {error}" if isinstance(error, KeyError) else f"can't be understood ({error})"
+        raise UserError(f"{path} is a broken unet model: its model.json {why}; {REMEDY}") from None
     try:
         weights = read_weights(Path(path) / "weights", files)
         weights = {name: weights[name] or {} for name in ("params", "state")}

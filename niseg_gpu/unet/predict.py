@@ -7,6 +7,7 @@ import math
 import threading
 from functools import lru_cache, partial
 from itertools import combinations, product
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax import lax
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
+from niseg_gpu.knn_features import read_image
 from niseg_gpu.unet.config import UNetConfig
 from niseg_gpu.unet.folder import UNetModel
 from niseg_gpu.unet.layers import Run
@@ -110,8 +112,13 @@ def predict_unet(
     Raises
     ------
     UserError
-        Too few axes for the model, or too little memory.
+        No image or model, too few axes for the model, an impossible option, or too little memory.
     """
+    if not isinstance(model, UNetModel):
+        raise UserError(f"predict_unet got a {type(model).__name__}; needed: a model that load_unet gives")
+    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+        raise UserError(f"unet got threshold {threshold}; allowed: 0 to 1")
+    image = read_image(image, who="predict_unet")
     if result not in ("labels", "probability"):
         raise UserError(f"unet got result {result!r}; allowed: labels, probability")
     if precision not in ("auto", "float32", "bfloat16") or dtype not in ("float16", "float32"):
@@ -124,6 +131,8 @@ def predict_unet(
         raise UserError(
             f"the unet is for volumes, and the image has {image.ndim} axes {tuple(image.shape)}; needed: z, y, x"
         )
+    if 0 in image.shape[-dims:]:
+        raise UserError(f"unet got an image of shape {tuple(image.shape)}; needed: sides of 1 pixel or more")
     shape, kept = tuple(image.shape), np.dtype(np.uint8 if result == "labels" else dtype)
     bad = None
     if image.dtype.kind == "f" and not bool(xp.isfinite(image).all()):
