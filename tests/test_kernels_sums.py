@@ -63,3 +63,5 @@ def test_frames_add_up_to_the_same_bits_however_they_are_cut(frames, data) -> No
     parts = [CPU.sum_frames(part) for part in (frames[:cut], frames[cut:])]
     np.testing.assert_array_equal(parts[0] + parts[1], whole)
     np.testing.assert_array_equal(CPU.sum_frames(frames[:, 1:, ::2]), whole[1:, ::2])
+    half = np.clip(frames, -1000, 1000).astype(np.float16)
+    np.testing.assert_array_equal(CPU.sum_frames(half), CPU.sum_frames(half.astype(np.float32)))

@@ -45,12 +45,16 @@ def _sum_frames(frames, sums):
 
 
 def sum_frames_cpu(frames: np.ndarray) -> np.ndarray:
-    """Return the sum of `frames` (N, Y, X), float32 or float64, as (Y, X) float64.
+    """Return the sum of `frames` (N, Y, X), of float16 (probabilities), float32 or float64, as (Y, X) float64.
 
     Of float32 values it is exact, and so the same however a stack is cut, unless they differ by more than 2**29 / N.
     """
     sums = np.zeros(frames.shape[1:])
-    _sum_frames(frames, sums)
+    if frames.dtype == np.float16:  # which numba does not compile
+        for frame in frames:
+            sums += frame
+    else:
+        _sum_frames(frames, sums)
     return sums
 
 
