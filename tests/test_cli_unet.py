@@ -75,6 +75,10 @@ def test_step_and_pipeline(niseg, data: Path, monkeypatch: pytest.MonkeyPatch) -
     assert status == 0 and "segment_unet       z 3 x y 40 x x 50 uint8 mask" in out
     assert niseg("run", data / "p.yaml", "--quiet") == (0, "", "")
     np.testing.assert_array_equal(open_stack(f"{data}/o/result.zarr:image").values, expected)
+    options = ("--quiet", "--out", data / "p", "--set", "segment_unet.result=probability")
+    assert niseg("run", data / "p.yaml", *options) == (0, "", "")
+    expected = predict_unet(np.load(data / "stack.npy"), load_unet(data / "spots"), result="probability")
+    np.testing.assert_array_equal(open_stack(f"{data}/p/result.zarr:image").values, expected)
 
 
 @pytest.mark.parametrize(

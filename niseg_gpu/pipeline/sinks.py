@@ -9,6 +9,7 @@ import numpy as np
 
 from niseg_gpu.pipeline.clock import Clock
 from niseg_gpu.pipeline.ledger import Ledger
+from niseg_gpu.stack import dtype_for_steps
 
 
 class HostTarget:
@@ -85,6 +86,7 @@ class SumTarget:
             part = xp.sum(block, axis=0, dtype=getattr(xp, self.dtype.name))
         elif block.ndim == 3:
             part = block[0] if len(block) == 1 else self.backend.sum_frames(block)
+        part = part.astype(dtype_for_steps(part.dtype), copy=False)
         self.ledger.add_to_sum(self.name, region, self.backend.to_host(part))
 
     def mean(self) -> np.ndarray:
