@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,20 @@ def write_weights(folder: Path, weights: Mapping[str, Mapping[str, Any]]) -> dic
     -------
     dict of str to str
         The SHA-256 sum of each file by its path in the folder, for `read_weights`.
+
+    Raises
+    ------
+    OSError
+        There is no room for them.
     """
     ocp = _start_orbax()
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), weights)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute(), weights)
+    except ValueError as error:  # TensorStore's for whatever the system says
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
     return sum_files(folder)
 
 
