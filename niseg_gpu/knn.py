@@ -15,7 +15,8 @@ from niseg_gpu.backend import backend_of
 from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
-from niseg_gpu.knn_features import Median, compute_features, halo_of_features, read_image, running_median
+from niseg_gpu.images import read_image
+from niseg_gpu.knn_features import Median, compute_features, halo_of_features, running_median
 from niseg_gpu.knn_model import KnnModel, load_knn
 from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile

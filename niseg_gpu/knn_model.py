@@ -16,8 +16,9 @@ from annotated_types import Ge, Gt
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
+from niseg_gpu.images import read_image
 from niseg_gpu.io.staged import staged
-from niseg_gpu.knn_features import check_features, compute_features, read_image
+from niseg_gpu.knn_features import check_features, compute_features
 
 FORMAT = "niseg_gpu knn"
 VERSION = 1

@@ -20,6 +20,7 @@ LAYERS = {
     "pages": 1,
     "threads": 1,
     "backend": 1,
+    "images": 1,
     "io": 2,
     "correct": 3,
     "transmission": 3,

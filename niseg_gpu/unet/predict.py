@@ -18,7 +18,7 @@ from jax import lax
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
-from niseg_gpu.knn_features import read_image
+from niseg_gpu.images import read_image
 from niseg_gpu.unet.config import UNetConfig
 from niseg_gpu.unet.folder import UNetModel
 from niseg_gpu.unet.layers import Run
