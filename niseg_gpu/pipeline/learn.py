@@ -21,6 +21,7 @@ from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.pipeline.files import write_file
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.training_images import Renewed, gather_images, plan_simulation
+from niseg_gpu.stack import NamesFile
 from niseg_gpu.unet.augmentation import NO_AUGMENTATION, Augmentation
 from niseg_gpu.unet.config import UNetConfig
 
@@ -55,6 +56,7 @@ def train_unet(
     compress: bool = False,
     loss: str = "bce",
     class_weights: list[float] | Literal["median-frequency"] | None = None,
+    start_from: Annotated[str | None, NamesFile("")] = None,
     crop: Side | Annotated[list[Side], MinLen(1)] = 128,
     augmentation: dict[str, Any] | bool = True,
     epochs: Annotated[int, Ge(1)] = 20,
@@ -123,6 +125,9 @@ def train_unet(
         bce, focal, dice, dice_bce, tversky, or relu_bce for output relu.
     class_weights : list of float or "median-frequency"
         For bce, focal and dice_bce.
+    start_from : str
+        Folder of a model whose weights to begin with (transfer learning): of the same network and channels; with other
+        classes the last layer begins anew.
     crop : int or list of int
         Sides of what is learnt from at a time, in pixels.
     augmentation : bool or dict
@@ -171,6 +176,7 @@ def train_unet(
     from niseg_gpu.unet.normalise import fit_normalisation
     from niseg_gpu.unet.samples import choose_crop, put_samples
     from niseg_gpu.unet.train import Plan, Schedule, choose_devices, train
+    from niseg_gpu.unet.transfer import take_weights
 
     check_unet_target(out, overwrite=overwrite or resume)
     folder = out.with_name(f"{out.name}.training")
@@ -186,6 +192,10 @@ def train_unet(
         raise UserError("unet train got simulate and validation_rows; simulated images are validated on others anyway")
     if (output == "relu") != (loss == "relu_bce"):
         raise UserError(f"unet train got output {output} and loss {loss}; relu_bce is for output relu, and no other is")
+    weights, start, began = None, {}, []
+    if start_from is not None:
+        weights, kept, begun = take_weights(start_from, config, channels=tuple(channels), seed=seed)
+        start, began = {"start_weights": kept}, [begun]
     moves, told = _choose_augmentation(augmentation, simulated=simulate is not None)
     backend, _ = select(device)
     simulation = None
@@ -222,7 +232,7 @@ def train_unet(
         "validation_rows": validation_rows, "dims": dims,
         "channels": channels, "robust": robust, "compress": compress, "loss": loss,
         **({} if simulation is None else simulation.as_mapping()),
-        "class_weights": class_weights, "crop": list(sides), "augmentation": told,
+        "start_from": start_from, **start, "class_weights": class_weights, "crop": list(sides), "augmentation": told,
         "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch": batch, "optimizer": optimizer,
         "learning_rate": learning_rate, "weight_decay": weight_decay, "clip_norm": clip_norm, "ema": ema,
         "patience": patience, "seed": seed, "precision": precision, "config": config.as_mapping(),
@@ -239,7 +249,7 @@ def train_unet(
     with ahead, show_progress("epochs", total=epochs, quiet=quiet) as progress:
         found = train(
             plan, ahead, validation, devices=choose_devices(plan, backend), folder=folder, record=record, resume=resume,
-            tell=lambda row: progress(1),
+            tell=lambda row: progress(1), weights=weights,
         )  # fmt: skip
     best = found.history[found.best_epoch - 1]
     threshold = best["val_best_threshold"] if out_classes == 1 and best["val_best_threshold"] is not None else 0.5
@@ -250,6 +260,7 @@ def train_unet(
     return [
         f"wrote {out}, {folder / 'history.csv'}, {folder / 'history.png'}",
         said,
+        *began,
         *([f"stopped early: {found.stopped}"] if found.stopped else []),
         _tell(best, found.best_epoch, threshold, out_classes=out_classes),
     ]

@@ -117,6 +117,7 @@ def train(
     record: dict[str, Any],
     tell: Callable[[dict[str, Any]], None],
     resume: bool = False,
+    weights: tuple[Any, Any] | None = None,
 ) -> Trained:
     """Train a network.
 
@@ -136,6 +137,8 @@ def train(
         Called with the figures of each finished epoch.
     resume : bool
         Go on after the last checkpoint, if there is one. The result is that of a training that was never cut.
+    weights : (params, state), optional
+        What to begin with; drawn by the seed where not given.
 
     Raises
     ------
@@ -143,7 +146,7 @@ def train(
         The loss is no number any more, before there was an epoch to keep; or a checkpoint of another training.
     """
     schedule = plan.schedule
-    learner, history, best = start_learner(plan), [], None
+    learner, history, best = start_learner(plan, weights), [], None
     if resume and (found := load_checkpoint(folder, like=learner, record=record)):
         learner, history, best = found
     mesh = Mesh(np.array(devices), ("batch",))
@@ -206,8 +209,8 @@ def share_samples(samples: Samples, mesh: Mesh) -> Samples:
     return jax.device_put(samples, NamedSharding(mesh, PartitionSpec()))
 
 
-def start_learner(plan: Plan) -> Learner:
-    params, state = init_weights(plan.config, seed=plan.schedule.seed)
+def start_learner(plan: Plan, weights: tuple[Any, Any] | None = None) -> Learner:
+    params, state = weights or init_weights(plan.config, seed=plan.schedule.seed)
     return Learner(params, state, plan.schedule.make_optimizer().init(params), params)
 
 
