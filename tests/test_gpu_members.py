@@ -96,6 +96,16 @@ def test_bounds_of_nothing(backend) -> None:
     assert (backend.to_host(found.low) == np.inf).all() and (backend.to_host(found.high) == -np.inf).all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(40, 30, 50), (1, 1, 1), (0, 3, 4), (3000, 2, 7)], ids=str)
+def test_sum_frames(backend, dtype: str, shape: tuple[int, ...]) -> None:
+    """To the last bit, in whatever order: these sums are exact."""
+    frames = (np.random.default_rng(3).integers(0, 2**11, shape) / 8).astype(dtype)
+    found = backend.sum_frames(backend.from_host(frames))
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(backend.to_host(found), frames.astype(np.float64).sum(axis=0))
+
+
 def how_of(pixels: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Centre, quanta and labels; pixels without data are in no cluster, nor is one in eleven."""
     valid = np.isfinite(pixels.astype(np.float32)).all(1)
