@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import xarray as xr
 import zarr
 from PIL import Image
 
 from niseg_gpu import cli
 from niseg_gpu.evaluate import evaluate_labels, evaluate_mask, evaluate_scores
+from niseg_gpu.io.save import save
 
 
 @pytest.fixture
@@ -98,6 +100,22 @@ def test_label_maps(evaluate, files, tmp_path: Path, kind: str) -> None:
     assert status == 0 and "without data" not in said and "\n        255" in said
 
 
+@pytest.mark.parametrize("ending", ["zarr", "tif", "h5"])
+def test_maps_of_classes_are_compared_as_numbered(evaluate, tmp_path: Path, ending: str) -> None:
+    truth = np.add.outer(np.arange(40) // 14, np.zeros(60, int)).astype(np.uint8)
+    np.save(tmp_path / "truth.npy", truth)
+    for quantity, accuracy in (("classes", "1.0000"), ("labels", "1.0000"), ("classes", "0.3000")):
+        swapped = truth if quantity == "classes" and accuracy == "1.0000" else np.array([1, 0, 2], np.uint8)[truth]
+        path = tmp_path / f"{quantity}_{accuracy}.{ending}"
+        save(xr.DataArray(swapped, dims=("y", "x"), attrs={"quantity": quantity}), path)
+        status, said, err = evaluate(path, tmp_path / "truth.npy")
+        assert (status, err) == (0, "") and f"accuracy{'':<14}{accuracy:>10}" in said
+    given = tmp_path / f"labels_1.0000.{ending}"
+    assert "(--same-numbers) the accuracy is 0.3000" in evaluate(given, tmp_path / "truth.npy")[1]
+    said = evaluate(given, tmp_path / "truth.npy", "--same-numbers")[1]
+    assert f"accuracy{'':<14}{'0.3000':>10}" in said and "note" not in said
+
+
 def test_what_a_file_holds_is_found_out(evaluate, files, tmp_path: Path) -> None:
     def kind_of(predicted: np.ndarray, truth: np.ndarray) -> str:
         np.save(tmp_path / "p.npy", predicted)
@@ -159,6 +177,7 @@ def test_what_is_undefined_is_said_and_not_0(evaluate, tmp_path: Path) -> None:
         (["mask.tif", "truth.png", "--threshold", "1"], "--threshold needs scores, but PREDICTED holds a mask"),
         (["scores.npy", "truth.png", "--threshold", "nan"], "--threshold is nan"),
         (["mask.tif", "truth.png", "--no-data", "5"], "--no-data needs labels, but PREDICTED holds a mask"),
+        (["mask.tif", "truth.png", "--same-numbers"], "--same-numbers needs labels, but PREDICTED holds a mask"),
         (["classes.tif", "truth.png"], "truth.png holds 0 and 255 only, and as a label 255 means no data"),
         (["mask.tif", "truth.png", "--curve", "{}/c.png"], "--curve needs scores (--scores FILE)"),
         (["classes.tif", "classes.tif", "--picture", "{}/c.png"], "--picture needs a mask, but PREDICTED holds labels"),

@@ -81,6 +81,20 @@ def test_step_and_pipeline(niseg, data: Path, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_array_equal(open_stack(f"{data}/p/result.zarr:image").values, expected)
 
 
+def test_swapped_classes_are_wrong_for_their_numbers_mean_something(niseg, data: Path) -> None:
+    """Clusters would be renumbered to fit, and the accuracy be 1."""
+    make_model(data / "m", out_classes=3)
+    (data / "p.yaml").write_text("input: stack.npy\nsteps: [{segment_unet: {model: m}}]\noutput: {path: o}")
+    assert niseg("run", data / "p.yaml", "--quiet") == (0, "", "")
+    assert niseg("unet", "predict", "stack.npy", "m.tif", "--model", "m", "--quiet") == (0, "", "")
+    expected = predict_unet(np.load("stack.npy"), load_unet("m"))
+    assert len(np.unique(expected)) > 1
+    np.save("swapped.npy", (expected + 1) % 3)
+    for path in ("o/result.zarr", "m.tif"):
+        status, out, err = niseg("evaluate", path, "swapped.npy")
+        assert (status, err) == (0, "") and f"accuracy{'':<14}{'0.0000':>10}" in out
+
+
 @pytest.mark.parametrize(
     "config, shape, dims, block_bytes",
     [

@@ -184,6 +184,32 @@ def test_label_maps_are_assigned_as_well_as_can_be(pair) -> None:
         assert found.adjusted_rand == pytest.approx(metrics.adjusted_rand_score(t, p))
 
 
+@given(labelled)
+def test_labels_that_mean_the_same_classes_are_compared_as_numbered(pair) -> None:
+    predicted, truth = pair
+    found, best = evaluate_labels(predicted, truth, same_numbers=True), evaluate_labels(predicted, truth)
+    p, t = predicted.ravel(), truth.ravel()
+    assert found.accuracy == found.accuracy_by_number == best.accuracy_by_number == metrics.accuracy_score(t, p)
+    options = {"labels": list(found.classes), "average": None, "zero_division": 0}
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(t, p, **options)
+    for name, values in (("precision", precision), ("recall", recall), ("dice", f1)):
+        np.testing.assert_allclose([row[name] or 0 for row in found.per_class], values, err_msg=name)
+    assert found.clusters == tuple(c if c in p else None for c in found.classes)
+    assert set(found.spare) == set(p.tolist()) - set(found.classes)
+    assert found.pixels == best.pixels == t.size
+
+
+def test_clusters_that_were_renumbered_are_told_with_what_the_numbers_give() -> None:
+    truth = np.array([[0, 0, 1, 2]])
+    swapped = evaluate_labels(np.array([[1, 1, 0, 2]]), truth)
+    assert swapped.accuracy == 1 and swapped.accuracy_by_number == 0.25
+    assert swapped.notes == [
+        "clusters were renumbered to fit the truth; as they are numbered (--same-numbers) the accuracy is 0.2500"
+    ]
+    for predicted, numbers in ((truth, False), (np.array([[1, 1, 0, 2]]), True)):
+        assert not evaluate_labels(predicted, truth, same_numbers=numbers).notes
+
+
 def test_pixels_without_data_are_left_out_of_either_map() -> None:
     predicted = np.array([[0, 1, 1, 255, 0, 255]], np.uint8)
     truth = np.array([[7, 4, 4, 4, 65535, 65535]], np.uint16)

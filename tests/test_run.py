@@ -72,6 +72,22 @@ def test_spots_of_bins_that_were_joined_later_can_be_opened(finished: Path) -> N
     np.testing.assert_array_equal(spots, xr.open_zarr(finished / "result.zarr", consolidated=False).spots)
 
 
+def test_what_is_read_back_knows_what_it_is(simulated: Path, finished: Path, tmp_path: Path) -> None:
+    """Without that a transmission would pass for counts, and be normalized a second time."""
+    given = finished / "result.zarr"
+    quantities = {name: open_stack(f"{given}:{name}").attrs["quantity"] for name in ("image", "spots", "labels")}
+    assert quantities == {"image": "transmission", "spots": "mask", "labels": "labels"}
+    mapping = pipeline_of(simulated, tmp_path / "out", steps=["normalize"])
+    mapping["input"]["path"] = str(given)
+    with pytest.raises(UserError, match="normalize works on counts, the stack holds transmission"):
+        run_pipeline(parse_pipeline(mapping), quiet=True)
+    counts = pipeline_of(simulated, tmp_path / "counts", steps=[{"remove_spots": {"threshold": 300}}])
+    counted = open_stack(str(run_pipeline(parse_pipeline(counts), quiet=True) / "result.zarr"))
+    original = open_stack(counts["input"]["path"])
+    for name in ("quantity", "shutter_windows", "shutter_counts"):  # with these a run can go on from here
+        np.testing.assert_array_equal(counted.attrs[name], original.attrs[name], err_msg=name)
+
+
 def test_the_record_says_how_it_was_made(finished: Path) -> None:
     record = json.loads((finished / "run.json").read_text())
     assert parse_pipeline(record["pipeline"]).as_mapping() == record["pipeline"], "it can be run again"

@@ -19,7 +19,7 @@ MAX_CLASSES = 1024  # more than a label map has; the confusion matrix is square 
 
 @dataclass(frozen=True)
 class LabelEvaluation:
-    """A label map against the truth, after the best one-to-one assignment of clusters to classes.
+    """A label map against the truth, cluster by class.
 
     Attributes
     ----------
@@ -33,6 +33,8 @@ class LabelEvaluation:
         Pixels; rows in the order of `classes`, columns in that of `clusters`, then `spare`.
     no_data : int
         Pixels left out, for they have no data in either map.
+    accuracy_by_number : float or None
+        Share of the pixels that have the same number in both maps.
     """
 
     classes: tuple[int, ...]
@@ -40,6 +42,7 @@ class LabelEvaluation:
     spare: tuple[int, ...]
     confusion: np.ndarray
     no_data: int
+    accuracy_by_number: float | None
 
     @property
     def pixels(self) -> int:
@@ -92,13 +95,19 @@ class LabelEvaluation:
         missing = [str(c) for c, cluster in zip(self.classes, self.clusters, strict=True) if cluster is None]
         if missing:
             notes.append(f"no cluster stands for class {', '.join(missing)}: its precision is undefined")
+        numbered = set(self.clusters) | set(self.spare) <= {None, *self.classes}
+        if numbered and self.pixels and self.accuracy_by_number != self.accuracy:
+            notes.append(
+                f"clusters were renumbered to fit the truth; as they are numbered (--same-numbers) the accuracy is "
+                f"{self.accuracy_by_number:.4f}"
+            )
         if self.spare:
             notes.append(f"clusters that stand for no class: {', '.join(map(str, self.spare))}")
         return notes
 
     def as_mapping(self) -> dict[str, Any]:
         """Return everything as plain numbers, None where undefined."""
-        names = ("pixels", "accuracy", "mean_iou", "adjusted_rand", "per_class")
+        names = ("pixels", "accuracy", "accuracy_by_number", "mean_iou", "adjusted_rand", "per_class")
         return {
             **{name: getattr(self, name) for name in names},
             "confusion": self.confusion.tolist(),
@@ -108,7 +117,9 @@ class LabelEvaluation:
         }
 
 
-def evaluate_labels(predicted: Any, truth: Any, *, no_data: int | None = None) -> LabelEvaluation:
+def evaluate_labels(
+    predicted: Any, truth: Any, *, no_data: int | None = None, same_numbers: bool = False
+) -> LabelEvaluation:
     """Compare a label map with the truth, whose numbers may be others.
 
     Clusters are assigned to classes one to one, so that as many pixels as possible agree
@@ -121,6 +132,8 @@ def evaluate_labels(predicted: Any, truth: Any, *, no_data: int | None = None) -
     no_data : int, optional
         The label of pixels without data, left out where either map has it. Without it 255, in a map of 16 unsigned
         bits 65535, as k-means writes them.
+    same_numbers : bool
+        Each number means the same class in both maps, as after training on such classes: nothing is assigned.
 
     Raises
     ------
@@ -136,7 +149,10 @@ def evaluate_labels(predicted: Any, truth: Any, *, no_data: int | None = None) -
     table = np.zeros((len(classes), len(clusters)), np.int64)
     for rows, columns, counts, _ in pieces:
         table[np.ix_(np.searchsorted(classes, rows), np.searchsorted(clusters, columns))] += counts
-    assigned = {int(i): int(j) for i, j in zip(*linear_sum_assignment(-table), strict=True) if table[i, j]}
+    same = {i: clusters.index(number) for i, number in enumerate(classes) if number in clusters}
+    agree = sum(int(table[i, j]) for i, j in same.items())
+    best = {int(i): int(j) for i, j in zip(*linear_sum_assignment(-table), strict=True) if table[i, j]}
+    assigned = same if same_numbers else best
     spare = [j for j in range(len(clusters)) if j not in assigned.values()]
     confusion = np.zeros((len(classes), len(classes) + len(spare)), np.int64)
     for i, j in assigned.items():
@@ -148,6 +164,7 @@ def evaluate_labels(predicted: Any, truth: Any, *, no_data: int | None = None) -
         spare=tuple(clusters[j] for j in spare),
         confusion=confusion,
         no_data=sum(piece[3] for piece in pieces),
+        accuracy_by_number=divide(agree, int(table.sum())),
     )
 
 

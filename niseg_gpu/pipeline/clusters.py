@@ -76,9 +76,9 @@ def write_clusters(
     feature = "tof" if "tof" in image.dims else "feature"
     dims = tuple(d for d in map(str, image.dims) if d != "tof")
     if "labels" in arrays:
-        write_array(group, "labels", found.labels, dims)
+        write_array(group, "labels", found.labels, dims, quantity="labels")
         for other in found.others:
-            write_array(group, f"labels_k{other.n_clusters}", other.labels, dims)
+            write_array(group, f"labels_k{other.n_clusters}", other.labels, dims, quantity="labels")
     if "spectra" in arrays:
         write_array(group, "spectra", found.spectra, ("cluster", feature))
         write_array(group, "centroids", found.centroids, ("cluster", feature))

@@ -46,6 +46,7 @@ def evaluate_files(
     threshold: float | None = None,
     found_fraction: float = 0.0,
     no_data: int | None = None,
+    same_numbers: bool = False,
     json: str | None = None,
     picture: str | None = None,
     frame: int = 0,
@@ -70,6 +71,8 @@ def evaluate_files(
         Share of a true spot that must be predicted for it to count as found; 0: any pixel
     no_data : int, optional
         Label of pixels to leave out; without it 255, or 65535 in 16-bit maps
+    same_numbers : bool
+        A label means the class of its number; else clusters are assigned to classes, but of maps by segment_unet
     json : str, optional
         .json file for programs to read
     picture : str, optional
@@ -104,7 +107,14 @@ def evaluate_files(
     check_shapes({inputs[name]: stack.shape for name, stack in stacks.items()})
     kind = _choose_kind(kind, inputs, stacks)
     _refuse_misfits(
-        kind, scores=scores, strength=strength, threshold=threshold, picture=picture, curve=curve, no_data=no_data
+        kind,
+        scores=scores,
+        strength=strength,
+        threshold=threshold,
+        picture=picture,
+        curve=curve,
+        no_data=no_data,
+        same_numbers=same_numbers or None,
     )
     if threshold is not None and threshold != threshold:
         raise UserError("--threshold is nan, which no score reaches; give a number, or leave it out")
@@ -112,7 +122,9 @@ def evaluate_files(
         _check_integers(inputs, stacks)
         if no_data is None:
             _refuse_masks(inputs, stacks)
-        compared = Compared({"labels": evaluate_labels(stacks["predicted"], stacks["truth"], no_data=no_data)})
+        numbers = same_numbers or stacks["predicted"].attrs.get("quantity") == "classes"
+        found = evaluate_labels(stacks["predicted"], stacks["truth"], no_data=no_data, same_numbers=numbers)
+        compared = Compared({"labels": found})
     else:
         compared = _compare_mask(kind, inputs, stacks, threshold=threshold, found_fraction=found_fraction)
     contents = {}
@@ -159,7 +171,7 @@ def _choose_kind(kind: str, inputs: Mapping[str, str], stacks: Mapping[str, xr.D
     if kind != "auto":
         return kind
     stack = stacks["predicted"]
-    if stack.attrs.get("quantity") == "labels" or split_inner(inputs["predicted"])[1] == "labels":
+    if stack.attrs.get("quantity") in ("labels", "classes") or split_inner(inputs["predicted"])[1] == "labels":
         return "labels"
     masklike = _is_masklike(_find_values(stack))
     if stack.dtype.kind == "f":
@@ -215,13 +227,22 @@ def _refuse_masks(inputs: Mapping[str, str], stacks: Mapping[str, xr.DataArray])
 def _refuse_misfits(kind: str, **options: Any) -> None:
     """Complain of an option that means nothing for this kind of comparison."""
     of_masks = ["scores", "strength", "threshold", "picture", "curve"]
-    useless = {"mask": ["threshold", "no_data"], "scores": ["scores", "no_data"], "labels": of_masks}[kind]
+    useless = {
+        "mask": ["threshold", "no_data", "same_numbers"],
+        "scores": ["scores", "no_data", "same_numbers"],
+        "labels": of_masks,
+    }[kind]
     if kind == "mask" and not options["scores"]:
         useless.append("curve")
     for name in useless:
         if options[name] is not None:
             why = {"mask": "a mask", "scores": "scores itself", "labels": "labels"}[kind]
-            needed = {"curve": "scores (--scores FILE)", "threshold": "scores", "no_data": "labels"}
+            needed = {
+                "curve": "scores (--scores FILE)",
+                "threshold": "scores",
+                "no_data": "labels",
+                "same_numbers": "labels",
+            }
             what = needed.get(name, "a mask")
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} needs {what}, but PREDICTED holds {why}; leave it out, or choose another --kind")

@@ -110,8 +110,14 @@ def _open_array(group: Any, stack: xr.DataArray, image: xr.DataArray) -> Any:
         dtype=stack.dtype,
         dims=_mask_dims(stack, image),
         chunks=align_chunks(stack.chunks, itemsize=stack.dtype.itemsize),
-        attrs={"units": stack.attrs.get("quantity", "")} if stack is image else {},
+        attrs=_describe(stack) if stack is image else {"quantity": "mask"},
     )
+
+
+def _describe(image: xr.DataArray) -> dict[str, Any]:
+    """What an image says of itself; not of which files it was made, which may be thousands and stand in the record."""
+    kept = {name: value for name, value in image.attrs.items() if name != "files"}
+    return {**kept, "units": image.attrs.get("quantity", "")}
 
 
 def _read_back(array: Any, target: Any, *, ledger: Ledger, backend: Any) -> None:

@@ -99,9 +99,13 @@ def segment_unet(image: Any, *, model: UNetModel, result: str = "labels", **opti
 
 
 def describe_segment_unet(info: Any, *, model: UNetModel, result: str = "labels", **_: Any) -> Any:
-    """The stack after `segment_unet`: of one class against background it is a mask, and is compared as one."""
+    """The stack after `segment_unet`: of one class against background it is a mask, and is compared as one.
+
+    Of several, a number means the class of that number in the training's truth, unlike that of a cluster.
+    """
     dtype = np.dtype(np.uint8 if result == "labels" else np.float16)
-    quantity = "mask" if result == "labels" and model.config.out_classes == 1 else result
+    names = {"labels": "mask" if model.config.out_classes == 1 else "classes"}
+    quantity = names.get(result, result)
     return info.with_(dtype=dtype, attrs={"quantity": quantity})
 
 
