@@ -51,6 +51,7 @@ MEMBERS = {
     "to_jax, from_jax": lambda b: b.from_jax(2 * b.to_jax(b.from_host(ROWS))),
     "to_jax of columns": lambda b: b.from_jax(2 * b.to_jax(b.from_host(ROWS)[:, 1::2])),
     "as_rows": lambda b: b.as_rows(b.from_host(FRAMES), axis=0),
+    "as_rows, close": lambda b: b.as_rows(b.from_host(rows_of("uint16", n=70, features=41)), axis=1),
     "as_rows of host": lambda b: b.as_rows(FRAMES, axis=0),
     "as_rows, last axis": lambda b: b.as_rows(b.from_host(FRAMES)[:, ::-1], axis=-1),
     "from_host, to_host": lambda b: b.from_host(FRAMES[:, ::-1, ::2].astype(">u2")),

@@ -196,6 +196,16 @@ def check_twin() -> None:
     np.testing.assert_array_equal(turned, rows)
     assert turned.strides == (80, 2)
     assert np.shares_memory(twin.as_rows(rows, axis=1), rows), "what is in rows already is not copied"
+    close, short = draw(1, 40, 37, 3, "uint16", pad=False)[0], draw(1, 40, 24, 3, "uint16", pad=False)[0]
+    vars(twin).update(count_memory=lambda: 2 * 40 * 80)
+    copied = twin.as_rows(close, axis=1)
+    assert copied.strides == (80, 2) and copied.tobytes() == close.tobytes()
+    assert np.shares_memory(twin.as_rows(short, axis=1), short), "of few bytes they are read as fast"
+    wide = draw(1, 20, 64, 3, "uint16", pad=False)[0]
+    assert np.shares_memory(twin.as_rows(wide, axis=1), wide)
+    assert twin.as_rows(wide[:, 1:], axis=1).strides == (144, 2), "each row begins beside a multiple of 16 bytes"
+    vars(twin).update(count_memory=lambda: 2 * 40 * 80 - 2)
+    assert np.shares_memory(twin.as_rows(close, axis=1), close), "no room for a copy"
     from niseg_gpu.kmeans.table import PixelTable, count_row_bytes
 
     vars(twin).update(count_memory=lambda: 40 * 80)

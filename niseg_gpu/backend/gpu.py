@@ -156,7 +156,12 @@ class Gpu(Twin):
         if self.kernels != "own":
             return self.xp.ascontiguousarray(rows)
         if rows.strides[1] == rows.itemsize and rows.strides[0] >= rows.shape[1] * rows.itemsize:
-            return rows
+            from niseg_gpu.kernels.lloyd_gpu import lies_well, pad_row
+
+            padded = len(rows) * pad_row(rows.shape[1], rows.dtype) * rows.itemsize
+            # a copy costs as much as two of the passes over them that follow
+            if lies_well(rows) or padded > self.count_memory() // 2:
+                return rows
         room = self.empty_rows(*rows.shape, rows.dtype)
         room[...] = rows
         return room

@@ -29,6 +29,7 @@ EXACT_CLUSTERS = 16  # up to which a kernel is made for just that many; beyond, 
 MOST_TOTALS = 128  # registers that hold sums; all in all a thread has 255
 MOST_ADDED = 65_535  # whole numbers of 16 bit whose sum fits into 32
 RUN = 1024  # pixels whose sums are added up by one block, when they are read again
+LEAST_VECTORS = 4  # of 16 bytes, from which on rows are padded
 LEAST_GROUPS = 2  # or 8, so that a tile of close rows begins at a multiple of 16 bytes, whatever the dtype
 SIMULATED = 2, 232_448  # multiprocessors and shared memory of the simulator; an H100 has 132
 
@@ -84,7 +85,14 @@ def pad_row(features: int, dtype: Any) -> int:
     """
     per_vector = 16 // np.dtype(dtype).itemsize
     vectors = -(-features // per_vector)
-    return (vectors | 1) * per_vector if vectors >= 4 else features
+    return (vectors | 1) * per_vector if vectors >= LEAST_VECTORS else features
+
+
+def lies_well(pixels: Any) -> bool:
+    """Whether (n, features) pixels are read as fast where they lie as from padded rows: 16 bytes at a time, or few."""
+    if pixels.shape[1] * pixels.itemsize <= 16 * (LEAST_VECTORS - 1):
+        return True
+    return pixels.strides[0] % 16 == 0 and _address(pixels) % 16 == 0
 
 
 def why_not(shape: tuple[int, ...], dtype: Any, n_clusters: int) -> str:
