@@ -191,7 +191,7 @@ class BlockRun:
         if self.ledger is None or self.of or stage not in self.ledger.samples.steps:
             return
         with self.clock.timing("sample for the report", 0):
-            self.ledger.add_samples(own, stage, self.ledger.samples.take(stage, block, inner=inner))
+            self.ledger.add_samples(own, stage, self.ledger.samples.take(stage, block, own, inner=inner))
 
     def _local(self, value: Any, wide: Region, stage: Any) -> Any:
         """Cut a state's array to the block, by the axes they share.

@@ -119,7 +119,7 @@ class Ledger:
         """
         self.regions, self.axis = list(regions), axis
         self._numbers = {region[axis].start: i for i, region in enumerate(regions)}
-        self.samples.prepare(stages, infos, n_blocks=len(regions))
+        self.samples.prepare(stages, infos)
         if self.checkpoint is not None:
             self.checkpoint.describe(parts=parts, axis=axis, halo=halo, starts=list(self._numbers))
 

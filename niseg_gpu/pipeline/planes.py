@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from niseg_gpu.chunks import Region
 from niseg_gpu.pipeline.results import write_array
-from niseg_gpu.plane import Plane, sample_plane
+from niseg_gpu.plane import Band, Plane, choose_bands, sample_plane
 
 PIXELS = 1 << 20  # of each step in all: a sample, so that it costs next to nothing
 
@@ -22,6 +23,8 @@ class Sampled(NamedTuple):
     plane : Plane
     quantity : str
         Of the stack as it comes to the step.
+    bands : list of Band
+        Where it is sampled, however it is cut.
     parts : list of (n, 2) float32 ndarray
         On the host.
     """
@@ -29,6 +32,7 @@ class Sampled(NamedTuple):
     step: str
     plane: Plane
     quantity: str
+    bands: list[Band]
     parts: list[np.ndarray]
 
 
@@ -43,19 +47,19 @@ class PlaneSamples:
     def __init__(self, backend: Any) -> None:
         self.backend = backend
         self.steps: dict[int, Sampled] = {}
-        self._pixels = PIXELS
 
-    def prepare(self, stages: Sequence[Any], infos: Sequence[Any], *, n_blocks: int) -> None:
+    def prepare(self, stages: Sequence[Any], infos: Sequence[Any]) -> None:
         """Note which stages are to be sampled; `infos` tell of the stack before each."""
-        self._pixels = PIXELS // n_blocks
         for i, (stage, info) in enumerate(zip(stages, infos, strict=False)):
             plane = stage.op.plane(**stage.state) if stage.op.plane is not None else None
             if plane is not None:
-                self.steps[i] = Sampled(stage.name, plane, info.quantity, [])
+                self.steps[i] = Sampled(stage.name, plane, info.quantity, choose_bands(info.shape, pixels=PIXELS), [])
 
-    def take(self, stage: int, block: Any, *, inner: tuple[slice, ...]) -> list[np.ndarray]:
-        """Sample a block on its way to a stage of `steps`; several threads may do so at once."""
-        parts = sample_plane(block, self.steps[stage].plane, inner=inner, pixels=self._pixels)
+    def take(self, stage: int, block: Any, own: Region, *, inner: Region) -> list[np.ndarray]:
+        """Sample `inner` of a block, its `own`, on its way to a stage of `steps`; several threads may do so at once."""
+        sampled = self.steps[stage]
+        begin = own[0].start if block.ndim == 3 else 0, own[-2].start
+        parts = sample_plane(block, sampled.plane, bands=sampled.bands, inner=inner, begin=begin)
         return [self.backend.to_host(part) for part in parts]
 
     def extend(self, stage: int, parts: Sequence[np.ndarray]) -> None:
