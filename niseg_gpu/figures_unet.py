@@ -50,6 +50,7 @@ def draw_history(history: Sequence[Mapping[str, Any]], *, best_epoch: int, width
             ax.set_title(title, color=theme.ink, fontsize=10)
             style(ax, theme, None)
             ax.tick_params(labelsize=8)
+            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             if row:
                 ax.set_xlabel("epoch", color=theme.ink, fontsize=9)
             if i == 0:
