@@ -153,7 +153,16 @@ def draw_map(
     return render(draw, width_in, _map_height(shape, width_in))
 
 
-def draw_labels(labels: np.ndarray, *, n_clusters: int, no_data: int, width_in: float = 5.6) -> Picture:
+def draw_labels(
+    labels: np.ndarray,
+    *,
+    n_clusters: int,
+    no_data: int,
+    name: str = "cluster",
+    width_in: float = 5.6,
+    axes: tuple[str, str] = PIXEL_AXES,
+    shape: tuple[int, ...] | None = None,
+) -> Picture:
     """Draw a label map, each cluster in its own colour and no data in grey, with the numbers beside it.
 
     Parameters
@@ -161,6 +170,10 @@ def draw_labels(labels: np.ndarray, *, n_clusters: int, no_data: int, width_in: 
     labels : (Y, X) ndarray of unsigned integers
     no_data : int
         The value that stands for no data.
+    name : str
+        What a number means.
+    axes, shape
+        As `draw_map` takes them; axes that are not both pixels are stretched.
     """
     from matplotlib.colors import to_rgb
 
@@ -169,10 +182,11 @@ def draw_labels(labels: np.ndarray, *, n_clusters: int, no_data: int, width_in: 
     small = shrink(labels, how="stride")
     shown = table[np.minimum(small, n_clusters)]
     entries = n_clusters + bool(np.any(labels == no_data))
+    shape, stretch = shape or labels.shape, {"aspect": "auto"} if axes != PIXEL_AXES else {}
 
     def draw(figure: Any, theme: Theme) -> Sequence[Any]:
-        ax, bar = _map_axes(figure, theme, PIXEL_AXES)
-        ax.imshow(shown, **_placed(labels.shape))
+        ax, bar = _map_axes(figure, theme, axes)
+        ax.imshow(shown, **{**_placed(shape), **stretch})
         bar.imshow(table[:entries, None], aspect="auto", interpolation="nearest")
         every = -(-n_clusters // 32)
         ticks = list(range(0, n_clusters, every))
@@ -180,11 +194,11 @@ def draw_labels(labels: np.ndarray, *, n_clusters: int, no_data: int, width_in: 
         if entries > n_clusters:
             ticks, names = [*ticks, n_clusters], [*names, "no data"]
         bar.set_yticks(ticks, names)
-        style(bar, theme, "cluster")
+        style(bar, theme, name)
         bar.tick_params(axis="y", length=0, labelsize=8 if n_clusters <= 20 else 6.5)
         return ax, bar
 
-    return render(draw, width_in, _map_height(labels.shape, width_in))
+    return render(draw, width_in, _map_height(shape, width_in))
 
 
 def draw_spots(count: np.ndarray, *, label: str, width_in: float = 5.6) -> Picture:

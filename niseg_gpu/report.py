@@ -18,6 +18,7 @@ import numpy as np
 from niseg_gpu import report_cards
 from niseg_gpu.errors import UserError
 from niseg_gpu.report_cards import Arrays, Card, Cluster, Spots, tell_number, tell_percent
+from niseg_gpu.report_classes import QUANTITIES, class_cards
 from niseg_gpu.report_clusters import comparison_cards
 
 _QUANTITIES = {
@@ -61,8 +62,14 @@ def write_report(folder: Path) -> Path:
     cards, legend = report_cards.label_cards(arrays, result=_part(run, "results", "labels"))
     of_mean = str(arrays["mean_image"].attrs.get("units", "")) if "mean_image" in arrays else ""
     mean = report_cards.mean_cards(arrays, label=_QUANTITIES.get(of_mean, of_mean or label))
+    classes: list[Cluster] = []
     # A run without time of flight is judged by its frames; one with it has spectra, and frames only for want of a mean.
-    frames = report_cards.frame_cards(arrays, label=label) if not is_tof or not mean else []
+    frames = []
+    if quantity in QUANTITIES and "image" in arrays and arrays["image"].dtype == np.uint8:
+        frames, classes = class_cards(arrays)
+        mean = [] if frames and quantity == "classes" else mean  # of the classes' numbers it says nothing
+    elif not is_tof or not mean:
+        frames = report_cards.frame_cards(arrays, label=label)
     single = [card for card in frames if card.width == "third"]
     rest = [card for card in frames if card.width != "third"]
     summed = quantity.startswith("counts") and not _averages_bins(run)
@@ -76,7 +83,7 @@ def write_report(folder: Path) -> Path:
     for card in cards:
         _write_whole(folder / "preview" / f"{card.name}.png", card.picture.light)
     kind = "time-of-flight stack" if is_tof else _tell_kind(arrays, given)
-    page = _fill_page(folder, run, kind=kind, cards=cards, legend=legend, spots=spots)
+    page = _fill_page(folder, run, kind=kind, cards=cards, legend=legend, classes=classes, spots=spots)
     _write_whole(folder / "report.html", page.encode(errors="replace"))  # a file name may be no valid UTF-8
     return folder / "report.html"
 
@@ -114,7 +121,14 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _fill_page(
-    folder: Path, run: dict[str, Any], *, kind: str, cards: list[Card], legend: list[Cluster], spots: Spots | None
+    folder: Path,
+    run: dict[str, Any],
+    *,
+    kind: str,
+    cards: list[Card],
+    legend: list[Cluster],
+    classes: list[Cluster],
+    spots: Spots | None,
 ) -> str:
     from jinja2 import Environment, StrictUndefined
 
@@ -129,13 +143,14 @@ def _fill_page(
     return environment.from_string(template).render(
         title=path.rstrip("/").rsplit("/", 1)[-1] or path,
         kind=kind,
-        summary=_summarise(run, kind=kind, legend=legend, spots=spots),
+        summary=_summarise(run, kind=kind, legend=legend, classes=classes, spots=spots),
         facts=_list_facts(run, path=path),
         warnings=warnings,
         findings=[line for line in findings if line not in warnings],
         cards=cards,
-        legend=legend,
-        legend_after=next((card.name for card in cards[1:2] if card.width == "half"), "labels"),
+        legend=legend or classes,
+        legend_title="Clusters" if legend else "Classes",
+        legend_after=_find_place(cards, legend),
         timings=_time_steps(run),
         seconds=run.get("seconds"),
         parameters=_list_parameters(run),
@@ -144,6 +159,13 @@ def _fill_page(
         peak=run.get("peak_memory_gb"),
         device=device,
     )
+
+
+def _find_place(cards: list[Card], legend: list[Cluster]) -> str:
+    """The card after which the legend comes: that of clusters in the first row, that of classes after their frames."""
+    if legend:
+        return next((card.name for card in cards[1:2] if card.width == "half"), "labels")
+    return next((card.name for card in reversed(cards) if card.name == "cut" or card.name.startswith("frame_")), "")
 
 
 def _tell_done(run: dict[str, Any]) -> str:
@@ -166,7 +188,9 @@ def _tell_kind(arrays: Arrays, given: Mapping[str, Any]) -> str:
     return "volume" if len(names) == 3 or len(given.get("shape") or ()) == 3 else "image"
 
 
-def _summarise(run: dict[str, Any], *, kind: str, legend: list[Cluster], spots: Spots | None) -> str:
+def _summarise(
+    run: dict[str, Any], *, kind: str, legend: list[Cluster], classes: list[Cluster], spots: Spots | None
+) -> str:
     """Return one sentence: what went in, what came out, how long it took and on what."""
     given, device = _part(run, "input"), _part(run, "device")
     went_in = [f"a {kind}" if kind[0] not in "aeiou" else f"an {kind}"]
@@ -177,6 +201,7 @@ def _summarise(run: dict[str, Any], *, kind: str, legend: list[Cluster], spots: 
     went_in += [tell_bytes(given["bytes"])] if given.get("bytes") else []
     n_clusters = sum(cluster.name != "no data" for cluster in legend)
     came_out = [tell_number(n_clusters, "cluster")] if n_clusters else []
+    came_out += [f"{len(classes)} classes"] if classes else []
     if spots is not None:
         came_out.append(f"{tell_number(spots.total, 'spot')} {spots.done} ({tell_percent(spots.percent)})")
     text = f"In: {', '.join(went_in)}. Out: {', '.join(came_out) or 'the corrected data'}"

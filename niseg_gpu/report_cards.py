@@ -167,7 +167,7 @@ def frame_cards(arrays: Arrays, *, label: str) -> list[Card]:
     axis, n_frames = axis_name(stack), stack.shape[0] if stack.ndim == 3 else 1
     names = {n_frames - 1: "last", n_frames // 2: "middle", 0: "first"} if axis else {0: "image"}
     kept, rows, values = {}, [], []
-    for index, frame in _sample_frames(stack, wanted=set(names)):
+    for index, frame in sample_frames(stack, wanted=set(names)):
         if index in names:
             kept[index] = figures.shrink(frame), _tell_bad(frame)
         rows.append(frame[frame.shape[0] // 2])
@@ -181,7 +181,7 @@ def frame_cards(arrays: Arrays, *, label: str) -> list[Card]:
     for index, (small, bad) in kept.items():
         title = f"{names[index].capitalize()} frame" if axis else "Image"
         picture = figures.draw_map(small, label=label, limits=limits, shape=stack.shape[-2:], width_in=width)
-        caption = _tell_place(arrays, axis, index) + bad
+        caption = tell_place(arrays, axis, index) + bad
         cards.append(Card(f"frame_{names[index]}", title, picture, caption, "third" if axis else "half"))
     if len(rows) >= CUT_FRAMES:
         shape, axes = (n_frames, stack.shape[2]), (f"{axis} (frame)", "x (pixel)")
@@ -265,7 +265,7 @@ def tell_number(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-def _sample_frames(stack: Any, *, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
+def sample_frames(stack: Any, *, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield, in order, the wanted frames and as many evenly spaced others as ``SAMPLE_BYTES`` allows."""
     if stack.ndim not in (2, 3) or not all(stack.shape):
         return
@@ -282,7 +282,8 @@ def _sample_frames(stack: Any, *, wanted: set[int]) -> Iterator[tuple[int, np.nd
         yield index, np.asarray(stack[index])
 
 
-def _tell_place(arrays: Arrays, axis: str, index: int) -> str:
+def tell_place(arrays: Arrays, axis: str, index: int) -> str:
+    """Return where on its axis a frame lies, "" for a single image."""
     if not axis:
         return ""
     if axis in arrays and arrays[axis].ndim == 1 and index < arrays[axis].shape[0]:

@@ -46,6 +46,7 @@ LAYERS = {
     "figures_roots": 4,
     "figures_simulate": 4,
     "report_cards": 4,
+    "report_classes": 4,
     "report_clusters": 4,
     "report": 4,
     "pipeline": 4,

@@ -224,6 +224,36 @@ def test_volume_has_frames_cut_and_histogram(tmp_path):
     assert check_pictures(path.parent) == names
 
 
+@pytest.mark.parametrize(("quantity", "n"), [("classes", 30), ("classes", 5), ("classes", 1), ("mask", 5)])
+def test_classes_are_shown_in_their_colours_and_counted(tmp_path, quantity, n):
+    image = np.zeros((n, 20, 24), np.uint8)
+    image[:, :, 12:], image[0, 0, 0] = 1, 2 if quantity == "classes" else 1
+    arrays = {"image": (("z", "y", "x"), image), "mean_image": (("y", "x"), image.mean(axis=0).astype(np.float32))}
+    if n == 1:
+        arrays = {"image": (("y", "x"), image[0])}
+    path = write_report(make_run(tmp_path / "run", arrays, attrs={"quantity": quantity}, run={}))
+    page = read_page(path)
+    names = ["frame_image"] if n == 1 else ["frame_first", "frame_last", "frame_middle"]
+    expected = ["cut"] * (n >= report_cards.CUT_FRAMES) + names + ["mean_image"] * (quantity == "mask")
+    assert check_pictures(path.parent) == sorted(expected)
+    assert f"Out: {2 + (quantity == 'classes')} classes" in page.text and "Classes 0 " in page.text
+    assert ("Counted below: all of" in page.text) == (n > 1)
+    pixels = np.bincount(image.ravel())
+    for number, count in enumerate(pixels):
+        assert f"{number} {count:,} px {tell_percent(100 * count / image.size)}" in page.text
+    shown = imread(path.parent / "preview" / f"{names[0]}.png")[..., :3]
+    for number in range(len(pixels)):
+        wanted = [int(PALETTE[number][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert np.isclose(shown, wanted, atol=0.003).all(axis=2).any()
+    assert "no data" not in page.text
+
+
+def test_what_became_of_a_mask_is_no_mask(tmp_path):
+    arrays = {"image": (("z", "y", "x"), np.full((5, 20, 24), 0.5, np.float32))}
+    path = write_report(make_run(tmp_path / "run", arrays, attrs={"quantity": "mask"}, run={}))
+    assert "histogram" in check_pictures(path.parent) and "Classes" not in read_page(path).text
+
+
 def test_pixels_of_a_whole_volume_are_told_as_the_run_counted_them(tmp_path):
     run = {"results": {"labels": {"n_clusters": 2, "pixels": [14000, 300]}}}
     arrays = {"labels": (("z", "y", "x"), np.zeros((30, 20, 24), np.uint8))}
@@ -235,7 +265,7 @@ def test_large_stacks_are_sampled_and_frames_too_dear_are_left_out(tmp_path, mon
     frame = 20 * 24 * 4
     monkeypatch.setattr(report_cards, "SAMPLE_BYTES", 4 * frame)
     stack = zarr.open_group(make_volume_run(tmp_path / "run", n=40) / "result.zarr", mode="r")["image"]
-    sampled = list(report_cards._sample_frames(stack, wanted={0, 20, 39}))
+    sampled = list(report_cards.sample_frames(stack, wanted={0, 20, 39}))
     assert [index for index, _ in sampled] == [0, 13, 20, 26, 39]
     np.testing.assert_array_equal(sampled[2][1], stack[20])
     monkeypatch.setattr(report_cards, "FRAME_BYTES", 2 * frame)
