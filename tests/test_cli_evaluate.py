@@ -111,7 +111,9 @@ def test_maps_of_classes_are_compared_as_numbered(evaluate, tmp_path: Path, endi
         status, said, err = evaluate(path, tmp_path / "truth.npy")
         assert (status, err) == (0, "") and f"accuracy{'':<14}{accuracy:>10}" in said
     given = tmp_path / f"labels_1.0000.{ending}"
-    assert "(--same-numbers) the accuracy is 0.3000" in evaluate(given, tmp_path / "truth.npy")[1]
+    assert "note" not in evaluate(given, tmp_path / "truth.npy")[1], "clusters of k-means are numbered as they come"
+    np.save(tmp_path / "p.npy", np.array([1, 0, 2], np.uint8)[truth])
+    assert "(--same-numbers) the accuracy is 0.3000" in evaluate(tmp_path / "p.npy", tmp_path / "truth.npy")[1]
     said = evaluate(given, tmp_path / "truth.npy", "--same-numbers")[1]
     assert f"accuracy{'':<14}{'0.3000':>10}" in said and "note" not in said
 
@@ -150,6 +152,25 @@ def test_a_frame_of_a_stack_is_pictured(evaluate, tmp_path: Path) -> None:
     assert status == 2 and "frame is 3; allowed: 0 to 2" in err
 
 
+def test_what_is_wrong_in_labels_is_pictured(evaluate, tmp_path: Path) -> None:
+    truth = np.add.outer(np.zeros((2, 30), int), np.arange(45) // 15).astype(np.uint8)
+    predicted = truth.copy()
+    predicted[1, 10:20, 10:40] = 0
+    np.save(tmp_path / "p.npy", predicted)
+    np.save(tmp_path / "t.npy", truth)
+    arguments = [tmp_path / "p.npy", tmp_path / "t.npy", "--picture", tmp_path / "w.png", "--overwrite"]
+    pictures = []
+    for frame in (0, 1):
+        status, said, err = evaluate(*arguments, "--frame", frame)
+        assert (status, err) == (0, "") and f"wrote {tmp_path / 'w.png'}" in said
+        pictures.append((tmp_path / "w.png").read_bytes())
+    assert pictures[0] != pictures[1] and all(data.startswith(b"\x89PNG") for data in pictures)
+    for expected in ([3, 2, 0, 3], [3, 1, 0, 3]):  # renumbered before it is drawn
+        np.save(tmp_path / "p.npy", np.uint8(expected)[predicted])
+        assert evaluate(*arguments, "--frame", 1, "--quiet") == (0, "", "")
+        assert (tmp_path / "w.png").read_bytes() == pictures[1]
+
+
 def test_what_is_undefined_is_said_and_not_0(evaluate, tmp_path: Path) -> None:
     np.save(tmp_path / "none.npy", np.zeros((4, 5), np.uint8))
     np.save(tmp_path / "s.npy", np.random.default_rng(0).random((4, 5)))
@@ -180,7 +201,8 @@ def test_what_is_undefined_is_said_and_not_0(evaluate, tmp_path: Path) -> None:
         (["mask.tif", "truth.png", "--same-numbers"], "--same-numbers needs labels, but PREDICTED holds a mask"),
         (["classes.tif", "truth.png"], "truth.png holds 0 and 255 only, and as a label 255 means no data"),
         (["mask.tif", "truth.png", "--curve", "{}/c.png"], "--curve needs scores (--scores FILE)"),
-        (["classes.tif", "classes.tif", "--picture", "{}/c.png"], "--picture needs a mask, but PREDICTED holds labels"),
+        (["classes.tif", "classes.tif", "--curve", "{}/c.png"], "--curve needs scores (--scores FILE), but PREDICTED"),
+        (["classes.tif", "classes.tif", "--picture", "{}/c.png", "--frame", "1"], "frame is 1; allowed: 0 to 0"),
         (["scores.npy", "truth.png", "--scores", "{}/scores.npy"], "--scores needs a mask, but PREDICTED holds scores"),
         (["mask.tif", "truth.png", "--json", "{}/small.json"], "small.json exists; give another name, or replace it"),
         (["mask.tif", "truth.png", "--json", "{}/no/o.json"], "no is not a folder one may write to"),

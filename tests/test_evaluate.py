@@ -16,7 +16,9 @@ from sklearn import metrics
 
 from niseg_gpu.errors import UserError
 from niseg_gpu.evaluate import evaluate_labels, evaluate_mask, evaluate_scores, pieces
-from niseg_gpu.figures_evaluate import HIT_COLOURS, draw_hits, draw_threshold_curve
+from niseg_gpu.evaluate.labels import find_known
+from niseg_gpu.figures import NO_DATA_COLOUR, PALETTE
+from niseg_gpu.figures_evaluate import HIT_COLOURS, draw_hits, draw_threshold_curve, draw_wrong
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=3, max_side=9)
 
@@ -363,6 +365,27 @@ def test_the_hit_map_shows_every_kind_and_loses_no_single_pixel() -> None:
     large[700, 801] = True
     shown = colours_in(draw_hits(nothing, large).light)
     assert shown[codes["false negative"]] > key[codes["false negative"]]
+
+
+def test_what_is_wrong_in_labels_has_the_colour_of_the_class_that_was_missed() -> None:
+    truth = np.repeat(np.uint8([0, 1, 2, 255]), 3)[None].repeat(4, axis=0)
+    predicted = truth.copy()
+    predicted[:2, :9], predicted[0, 9:] = np.repeat(np.uint8([1, 2, 0]), 3), 0
+    found = evaluate_labels(predicted, truth, same_numbers=True)
+    assert found.accuracy == 0.5
+    known = find_known(predicted, truth)
+    assert known.sum() == 36
+    shown = colours_in(draw_wrong(predicted, truth, classes=(0, 1, 2), clusters=(0, 1, None), known=known).light)
+    codes = [HIT_COLOURS["true negative"], NO_DATA_COLOUR, *PALETTE[:3]]
+    areas = [shown[tuple(int(c[i : i + 2], 16) for i in (1, 3, 5))] for c in codes]
+    pixel = areas[1] / 12
+    assert pixel > 1000 and np.allclose(np.array(areas) / pixel, [12, 12, 6, 6, 12], atol=1.5), areas
+    large = np.zeros((2, 2000, 1500), np.uint16)
+    large[1, 700, 801] = 40
+    how = {"classes": (0, 40), "clusters": (0, None), "known": np.ones(large.shape[1:], bool)}
+    code = tuple(int(PALETTE[40][i : i + 2], 16) for i in (1, 3, 5))
+    key = colours_in(draw_wrong(large[0], large[0], **how).light)
+    assert colours_in(draw_wrong(*large, **how).light)[code] > key[code], "no single pixel is lost"
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e5])

@@ -34,7 +34,7 @@ class LabelEvaluation:
     no_data : int
         Pixels left out, for they have no data in either map.
     accuracy_by_number : float or None
-        Share of the pixels that have the same number in both maps.
+        Share of the pixels that have the same number in both maps; None where numbers of clusters mean nothing.
     """
 
     classes: tuple[int, ...]
@@ -96,7 +96,7 @@ class LabelEvaluation:
         if missing:
             notes.append(f"no cluster stands for class {', '.join(missing)}: its precision is undefined")
         numbered = set(self.clusters) | set(self.spare) <= {None, *self.classes}
-        if numbered and self.pixels and self.accuracy_by_number != self.accuracy:
+        if numbered and self.accuracy_by_number not in (None, self.accuracy):
             notes.append(
                 f"clusters were renumbered to fit the truth; as they are numbered (--same-numbers) the accuracy is "
                 f"{self.accuracy_by_number:.4f}"
@@ -172,19 +172,26 @@ def _count_pairs(predicted: Any, truth: Any, *, no_data: int | None) -> tuple[np
     """Labels of the truth, labels of the prediction, pixels of each pair, and pixels left out, for one piece."""
     backend = backend_of(truth)
     xp = backend.xp
-    known = xp.ones(truth.shape, dtype=bool)
     for name, block in (("predicted", predicted), ("truth", truth)):
         if block.dtype.kind not in "biu":
             raise UserError(f"{name} holds {block.dtype} values; labels are integers: convert and save them again")
-        value = no_data_of(block.dtype) if no_data is None else no_data
-        if _can_hold(block.dtype, value):
-            known &= block != value
+    known = find_known(predicted, truth, no_data=no_data)
     (classes, rows), (clusters, columns) = (_number(xp, block[known]) for block in (truth, predicted))
     _check_number(classes, name="truth")
     _check_number(clusters, name="predicted")
     pairs = xp.bincount(rows * len(clusters) + columns, minlength=len(classes) * len(clusters))
     counts = backend.to_host(pairs).reshape(len(classes), len(clusters))
     return backend.to_host(classes), backend.to_host(clusters), counts, int(known.size - xp.sum(known))
+
+
+def find_known(*maps: Any, no_data: int | None = None) -> Any:
+    """Where all label maps of one shape, on one device, have data; `no_data` as `evaluate_labels` takes it."""
+    known = backend_of(maps[0]).xp.ones(maps[0].shape, dtype=bool)
+    for labels in maps:
+        value = no_data_of(labels.dtype) if no_data is None else no_data
+        if _can_hold(labels.dtype, value):
+            known &= labels != value
+    return known
 
 
 def no_data_of(dtype: np.dtype) -> int:

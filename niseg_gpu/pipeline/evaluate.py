@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.errors import UserError, suggest
-from niseg_gpu.evaluate.labels import evaluate_labels, no_data_of
+from niseg_gpu.evaluate.labels import LabelEvaluation, evaluate_labels, find_known, no_data_of
 from niseg_gpu.evaluate.masks import evaluate_mask
 from niseg_gpu.evaluate.pieces import check_shapes, map_pieces
 from niseg_gpu.evaluate.scores import ScoreEvaluation, evaluate_scores
@@ -76,9 +76,9 @@ def evaluate_files(
     json : str, optional
         .json file for programs to read
     picture : str, optional
-        .png file for the hit map of a mask
+        .png file for the hit map of a mask, or of what is wrong in labels
     frame : int
-        Which frame of a stack the hit map shows, from 0
+        Which frame of a stack the picture shows, from 0
     curve : str, optional
         .png file for precision, recall and F1 of scores against the threshold
     overwrite : bool
@@ -122,13 +122,19 @@ def evaluate_files(
         _check_integers(inputs, stacks)
         if no_data is None:
             _refuse_masks(inputs, stacks)
-        numbers = same_numbers or stacks["predicted"].attrs.get("quantity") == "classes"
+        quantity = stacks["predicted"].attrs.get("quantity")
+        numbers = same_numbers or quantity == "classes"
         found = evaluate_labels(stacks["predicted"], stacks["truth"], no_data=no_data, same_numbers=numbers)
+        if quantity == "labels" and not numbers:  # k-means numbers its clusters as they come
+            found = replace(found, accuracy_by_number=None)
         compared = Compared({"labels": found})
     else:
         compared = _compare_mask(kind, inputs, stacks, threshold=threshold, found_fraction=found_fraction)
     contents = {}
-    if picture:
+    if picture and kind == "labels":
+        pair = _take_frame([stacks["predicted"], stacks["truth"]], frame=frame, truth_path=truth)
+        contents["picture"] = _picture_wrong(*pair, compared.results["labels"], no_data=no_data)
+    elif picture:
         contents["picture"] = _picture_hits(compared.mask, stacks["truth"], frame=frame, truth_path=truth)
     if curve:
         contents["curve"] = _picture_curve(compared.results["scores"], truth_path=truth)
@@ -226,7 +232,7 @@ def _refuse_masks(inputs: Mapping[str, str], stacks: Mapping[str, xr.DataArray])
 
 def _refuse_misfits(kind: str, **options: Any) -> None:
     """Complain of an option that means nothing for this kind of comparison."""
-    of_masks = ["scores", "strength", "threshold", "picture", "curve"]
+    of_masks = ["scores", "strength", "threshold", "curve"]
     useless = {
         "mask": ["threshold", "no_data", "same_numbers"],
         "scores": ["scores", "no_data", "same_numbers"],
@@ -253,11 +259,24 @@ def _picture_hits(mask: xr.DataArray | None, truth: xr.DataArray, *, frame: int,
 
     if mask is None:
         raise UserError(f"{truth_path} has no positive pixel, so no threshold is best; give one with --threshold")
-    frames = int(np.prod(truth.shape[:-2]))
+    return draw_hits(*_take_frame([mask, truth], frame=frame, truth_path=truth_path)).light
+
+
+def _picture_wrong(predicted: np.ndarray, truth: np.ndarray, found: LabelEvaluation, *, no_data: int | None) -> bytes:
+    from niseg_gpu.figures_evaluate import draw_wrong
+
+    known = find_known(predicted, truth, no_data=no_data)
+    return draw_wrong(predicted, truth, classes=found.classes, clusters=found.clusters, known=known).light
+
+
+def _take_frame(stacks: list[xr.DataArray], *, frame: int, truth_path: str) -> list[np.ndarray]:
+    """One frame of each stack."""
+    shape = stacks[0].shape
+    frames = int(np.prod(shape[:-2]))
     if not 0 <= frame < frames:
         raise UserError(f"frame is {frame}; allowed: 0 to {frames - 1}, for {truth_path} has {frames} frame(s)")
-    at = tuple(slice(i, i + 1) for i in np.unravel_index(frame, truth.shape[:-2]))
-    return draw_hits(*(stack[at].values.reshape(truth.shape[-2:]) for stack in (mask, truth))).light
+    at = tuple(slice(i, i + 1) for i in np.unravel_index(frame, shape[:-2]))
+    return [stack[at].values.reshape(shape[-2:]) for stack in stacks]
 
 
 def _picture_curve(scores: ScoreEvaluation, *, truth_path: str) -> bytes:
