@@ -55,10 +55,10 @@ def choose_bands(shape: tuple[int, ...], *, pixels: int) -> list[Band]:
     pixels : int
     """
     frames, (height, width) = (shape[0] if len(shape) == 3 else 1), shape[-2:]
-    thick = min(height, max(THICK, -(-BAND_PIXELS // max(width, 1))))
-    each = -(-height // max(thick, 1))
-    number = min(max(1, pixels // max(thick * width, 1)), frames * each)
-    if number == frames * each:
+    each = -(-height // max(THICK, -(-BAND_PIXELS // max(width, 1))))
+    thick = -(-height // max(each, 1))
+    number = max(1, pixels // max(thick * width, 1))
+    if number >= frames * each or frames * height * width <= pixels:
         chosen = [(frame, band) for frame in range(frames) for band in range(each)]
     else:  # by multiples of the golden ratio, bands that follow each other lie far apart
         turns = ((i * GOLDEN + 2**31) % 2**32 for i in range(number))
