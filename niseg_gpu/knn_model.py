@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.images import read_image
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.io.staged import staged
 from niseg_gpu.knn_features import check_features, compute_features
 
@@ -226,11 +227,11 @@ def save_knn(model: KnnModel, path: str | Path, *, overwrite: bool = False) -> P
     Raises
     ------
     UserError
-        No such model, another ending, a file that exists, a folder that one can't write to.
+        No such model, no path, another ending, a file that exists, a folder that one can't write to.
     """
     if not isinstance(model, KnnModel):
         raise UserError(f"save_knn got a {type(model).__name__}; needed: a model of fit_knn or load_knn")
-    path = Path(path)
+    path = read_path(path, who="save_knn")
     check_model_target(path, overwrite=overwrite)
     arrays = {name: getattr(model, name) for name in ("points", "labels", "means", "scales", "low", "high")}
     about = {
@@ -265,9 +266,9 @@ def load_knn(path: str | Path) -> KnnModel:
     Raises
     ------
     UserError
-        A file that is missing, broken, no such model, or of a later version.
+        No path, or a file that is missing, broken, no such model, or of a later version.
     """
-    remedy = "train one with niseg-gpu knn train"
+    path, remedy = read_path(path, who="load_knn"), "train one with niseg-gpu knn train"
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             if str(file.get("format", "")) != FORMAT:

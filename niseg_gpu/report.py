@@ -17,6 +17,7 @@ import numpy as np
 
 from niseg_gpu import report_cards
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.report_cards import Arrays, Card, Cluster, Spots, tell_number, tell_percent
 from niseg_gpu.report_classes import QUANTITIES, class_cards
 from niseg_gpu.report_clusters import comparison_cards
@@ -35,12 +36,12 @@ _NOTABLE = re.compile(
 _NOTHING = re.compile(r"(^|[:;]\s*)(0|no|none)\b(?![.,]\d)", re.IGNORECASE)  # "0 values are NaN", "clipped: none"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Draw the pictures of a finished run and write them as one self-contained page.
 
     Parameters
     ----------
-    folder : Path
+    folder : str or Path
         The run's folder, with ``result.zarr`` and ``run.json``; ``preview/*.png`` and ``report.html`` go into it.
 
     Returns
@@ -53,7 +54,7 @@ def write_report(folder: Path) -> Path:
     UserError
         If the folder holds no finished run.
     """
-    folder = Path(folder)
+    folder = read_path(folder, who="write_report")
     run, arrays, attrs = _read_run(folder)
     given = _part(run, "input")
     quantity = str(attrs.get("quantity") or given.get("quantity") or "")

@@ -16,6 +16,7 @@ import numpy as np
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.io.bad import BadFrame, Faults, check_choice, need_frames, tell_bad_frames, treat_bad_frames
 from niseg_gpu.io.frames import FITS, TIFF, list_frames
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.io.source import LazyArray, Source
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def open_source(path: str | Path, *, unsigned: bool = False, tof: str = "auto", 
 
 def split_inner(path: str | Path) -> tuple[Path, str | None]:
     """Split ``file.h5:/entry/data`` into the file and the name inside it."""
-    text = str(path)
+    text = str(read_path(path, who="open_stack"))
     for suffix in (*HDF5, ".zarr", ".npz"):
         head, mark, inner = text.rpartition(f"{suffix}:")
         if mark:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.io.gate import gated
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.io.staged import staged
 from niseg_gpu.io.writers import create_hdf5, create_npy, create_tiff
 from niseg_gpu.io.zarr import create_zarr
@@ -59,8 +60,9 @@ def save(
         If the ending is unknown, `path` exists, its folder is missing or not writable, the disk is full, or the
         format cannot hold the values unchanged.
     """
-    save_together({Path(path): stack}, overwrite=overwrite, provenance=provenance)
-    return Path(path)
+    path = read_path(path, who="save")
+    save_together({path: stack}, overwrite=overwrite, provenance=provenance)
+    return path
 
 
 def save_together(

@@ -11,6 +11,7 @@ from niseg_gpu.backend import count_cores, limit_threads, select
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.check import check_stack
 from niseg_gpu.io.gate import gated
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
 from niseg_gpu.pipeline.engine import Applied, Engine
@@ -99,7 +100,7 @@ def cluster_stack(
     engine = _engine(device, "keep", kernels=kernels)
     engine.fit(stack, [step], reading=False)
     image = engine.apply(stack, [], whole=OPS[step.name].whole).image
-    where = None if folder is None else Path(folder)
+    where = None if folder is None else read_path(folder, who="cluster_stack")
     table, target = open_target(engine.backend, image, folder=where, **step.parameters)
     with use_threads(engine.workers):
         with gated([target]) as targets:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.pipeline.parameters import check_model, parameters_of
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.stack import NamesFile
@@ -209,7 +210,7 @@ def read_pipeline(path: str | Path, *, overrides: list[str] | None = None) -> Pi
     overrides : list of str, optional
         ``step.parameter=value`` or ``section.key=value``; values are read as YAML.
     """
-    path = Path(path)
+    path = read_path(path, who="read_pipeline")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.backend import count_cores
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.radiograph_frames import (
     DARK_STREAM,
@@ -102,7 +103,7 @@ def simulate_radiograph(
     }
     _check_arguments({**parameters, "workers": workers})
     setup = set_up(**{name: value for name, value in parameters.items() if name != "n_frames"})
-    with appear_when_whole(Path(out), overwrite=overwrite) as folder:
+    with appear_when_whole(read_path(out, who="simulate_radiograph"), overwrite=overwrite) as folder:
         summary = {
             **parameters,
             **_write_frames(folder, setup, n_frames=n_frames, workers=workers),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.streams import check_limits, fill_options, read_shape
 from niseg_gpu.threads import use_threads
@@ -156,7 +157,7 @@ def simulate_roots(
     from niseg_gpu.io.save import save_together
     from niseg_gpu.simulate.roots_scene import build_scene
 
-    with appear_when_whole(Path(out), overwrite=overwrite) as folder:
+    with appear_when_whole(read_path(out, who="simulate_roots"), overwrite=overwrite) as folder:
         (folder / "truth").mkdir()
         scene = build_scene(**parameters)
         stacks = stack_scene(scene)

@@ -14,6 +14,7 @@ import numpy as np
 
 from niseg_gpu.backend import count_cores
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.simulate.bragg import LONGEST_WAVELENGTH_ANGSTROM, SHORTEST_WAVELENGTH_ANGSTROM
 from niseg_gpu.simulate.detector import TRIGGER_BRANCH, Exposure, Faults, WindowCounts, expose_window
 from niseg_gpu.simulate.folders import appear_when_whole, write_summary
@@ -148,7 +149,7 @@ def simulate_tof(
     matter = prepare_matter(scene, timing, resolution=resolution, textures=_find_textures(texture, scene))
     faults = Faults(overlap, dark_counts, spots, spot_counts)
 
-    with appear_when_whole(Path(out), overwrite=overwrite) as folder:
+    with appear_when_whole(read_path(out, who="simulate_tof"), overwrite=overwrite) as folder:
         beams = {"sample": (SAMPLE_STREAM, matter)} | ({"open_beam": (OPEN_BEAM_STREAM, None)} if open_beam else {})
         exposures = []
         for name, (stream, stands) in beams.items():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.paths import read_path
 from niseg_gpu.io.staged import staged
 from niseg_gpu.unet.config import UNetConfig
 from niseg_gpu.unet.normalise import Normalisation
@@ -93,7 +94,7 @@ def save_unet(model: UNetModel, path: str | Path, *, overwrite: bool = False) ->
     """
     if not isinstance(model, UNetModel):
         raise UserError(f"save_unet got a {type(model).__name__}; needed: a UNetModel, as load_unet gives")
-    path = Path(path)
+    path = read_path(path, who="save_unet")
     check_unet_target(path, overwrite=overwrite)
     weights = {"params": flatten(model.params), "state": flatten(model.state)}
     _check_finite(weights, path)
@@ -125,7 +126,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
     UserError
         A folder that is missing, none of a model, broken, or of a later version.
     """
-    path = Path(path)
+    path = read_path(path, who="load_unet")
     if not path.exists():
         raise UserError(f"{path} does not exist; name a unet model, or {REMEDY}")
     try:
