@@ -90,13 +90,16 @@ def save_unet(model: UNetModel, path: str | Path, *, overwrite: bool = False) ->
     Raises
     ------
     UserError
-        A name that exists, a folder one can't write to, weights that hold NaN or Inf.
+        A name that exists, a folder one can't write to, weights that hold NaN or Inf or are not those of the
+        configuration's network.
     """
     if not isinstance(model, UNetModel):
         raise UserError(f"save_unet got a {type(model).__name__}; needed: a UNetModel, as load_unet gives")
     path = read_path(path, who="save_unet")
     check_unet_target(path, overwrite=overwrite)
     weights = {"params": flatten(model.params), "state": flatten(model.state)}
+    if wrong := _find_misfit(weights, model.config):
+        raise UserError(f"save_unet got a model whose weights don't fit: {wrong}; give those of the same network")
     _check_finite(weights, path)
     about = {
         "format": FORMAT,
@@ -165,7 +168,8 @@ def load_unet(path: str | Path) -> UNetModel:
         weights = {name: weights[name] or {} for name in ("params", "state")}
     except BrokenWeights as error:
         raise UserError(f"{path} is a broken unet model: its weights can't be read ({error}); {REMEDY}") from None
-    _check_shapes(weights, config, path)
+    if wrong := _find_misfit(weights, config):
+        raise UserError(f"{path} is a broken unet model: {wrong}; {REMEDY}")
     _check_finite(weights, path)
     trees = (unflatten(weights[name]) for name in ("params", "state"))
     return UNetModel(config, *trees, normalisation=normalisation, threshold=threshold, **parts)
@@ -192,7 +196,8 @@ def unflatten(arrays: Mapping[str, Any]) -> dict[Any, Any]:
     return tree
 
 
-def _check_shapes(weights: Mapping[str, Mapping[str, np.ndarray]], config: UNetConfig, path: str | Path) -> None:
+def _find_misfit(weights: Mapping[str, Mapping[str, np.ndarray]], config: UNetConfig) -> str:
+    """The first of the weights that are not what the network of a configuration has, in words; empty: none."""
     from niseg_gpu.unet.model import abstract_model, split_model
 
     for name, tree in zip(("params", "state"), split_model(abstract_model(config)), strict=True):
@@ -200,10 +205,8 @@ def _check_shapes(weights: Mapping[str, Mapping[str, np.ndarray]], config: UNetC
         found = {key: np.shape(leaf) for key, leaf in weights[name].items()}
         for key in sorted(expected.keys() | found.keys()):
             if expected.get(key) != found.get(key):
-                raise UserError(
-                    f"{path} is a broken unet model: {key} has shape {found.get(key)}, its configuration says "
-                    f"{expected.get(key)}; {REMEDY}"
-                )
+                return f"{key} has shape {found.get(key)}, its configuration says {expected.get(key)}"
+    return ""
 
 
 def _shapes(tree: Mapping[Any, Any], *, under: str = "") -> list[tuple[str, Any]]:

@@ -45,22 +45,23 @@ def read_weights(folder: Path, sums: Mapping[str, str]) -> dict[str, dict[str, A
     """Read what `write_weights` wrote.
 
     A damaged file is found before Orbax reads it: it would go on reading the others after the error, and print to the
-    terminal, unasked, that nobody waits for them any more.
+    terminal, unasked, that nobody waits for them any more. Files that nobody wrote for it, as those that file managers
+    leave, are let be.
 
     Raises
     ------
     BrokenWeights
-        A file is missing, changed or too many.
+        A file is missing or changed.
     """
     ocp = _start_orbax()
     try:
         found = sum_files(folder)
     except OSError as error:
         raise BrokenWeights(f"{error.filename}: {error.strerror}") from None
-    for name in sorted(sums.keys() | found.keys()):
+    for name in sorted(sums):
         if name not in found:
             raise BrokenWeights(f"{name} is missing")
-        if found[name] != sums.get(name):
+        if found[name] != sums[name]:
             raise BrokenWeights(f"{name} is not the file that was written")
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
