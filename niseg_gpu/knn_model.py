@@ -62,6 +62,7 @@ class KnnModel:
 def fit_knn(
     images: Any,
     masks: Any,
+    names: Sequence[tuple[str, str]] | None = None,
     *,
     features: Sequence[str] = ("value", "abs_residual"),
     standardise: bool = True,
@@ -78,6 +79,8 @@ def fit_knn(
         One image or stack, or several.
     masks : (..., Y, X) array or sequence of such
         One for each of `images`, of its shape: 0 for background, any one other value for spots.
+    names : sequence of (str, str), optional
+        What each image and its mask are called in complaints, such as their files.
     features : sequence of str
         What to look at in each pixel: value, residual, abs_residual, residual5, poisson_residual, local_mean,
         gradient.
@@ -118,12 +121,13 @@ def fit_knn(
         )
     images = [read_image(image, who="knn") for image in _list_arrays(images, "images")]
     masks = [read_image(mask, who="knn, for a mask,") for mask in _list_arrays(masks, "masks")]
-    labels = _read_masks(images, masks)
+    names = names or [(f"image {i}", f"mask {i}") for i in range(len(images))]
+    labels = _read_masks(images, masks, names)
     chosen = _draw(labels, background_per_spot=background_per_spot, seed=seed)
     points = np.concatenate(
         [
-            _features_at(image, rows, features, number=i)
-            for i, (image, rows) in enumerate(zip(images, chosen, strict=True))
+            _features_at(image, rows, features, name=name)
+            for image, rows, (name, _) in zip(images, chosen, names, strict=True)
         ]
     )
     drawn = np.concatenate([spots[rows] for spots, rows in zip(labels, chosen, strict=True)])
@@ -158,15 +162,15 @@ def _list_arrays(given: Any, name: str) -> list[Any]:
     return list(given)
 
 
-def _read_masks(images: Sequence[Any], masks: Sequence[Any]) -> list[np.ndarray]:
+def _read_masks(images: Sequence[Any], masks: Sequence[Any], names: Sequence[tuple[str, str]]) -> list[np.ndarray]:
     """The flat labels of each image."""
     if not images or len(images) != len(masks):
         raise UserError(f"knn got {len(images)} images and {len(masks)} masks; allowed: one or more, a mask for each")
     labels = []
-    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+    for image, mask, (_, name) in zip(images, masks, names, strict=True):
         if mask.shape != image.shape or len(image.shape) < 2:
             raise UserError(
-                f"mask {number} has shape {tuple(mask.shape)}, its image {tuple(image.shape)}; allowed: the same, "
+                f"{name} has shape {tuple(mask.shape)}, its image {tuple(image.shape)}; allowed: the same, "
                 "(..., Y, X); crop both alike"
             )
         mask = backend_of(mask).to_host(mask)
@@ -175,7 +179,7 @@ def _read_masks(images: Sequence[Any], masks: Sequence[Any]) -> list[np.ndarray]
         if len(values) > 2 or one or not np.isfinite(values).all():  # NaN is not 0, and no mark either
             shown = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
             raise UserError(
-                f"mask {number} holds {len(values)} values ({shown}); allowed: 0 for background and one other for spots"
+                f"{name} holds {len(values)} values ({shown}); allowed: 0 for background and one other for spots"
             )
         labels.append((mask != 0).ravel().astype(np.uint8))
     spots = sum(int(part.sum()) for part in labels)
@@ -199,15 +203,15 @@ def _draw(labels: Sequence[np.ndarray], *, background_per_spot: float, seed: int
     return [np.flatnonzero(part) for part in np.split(keep, ends[:-1])]
 
 
-def _features_at(image: Any, rows: np.ndarray, names: Sequence[str], *, number: int) -> np.ndarray:
+def _features_at(image: Any, rows: np.ndarray, features: Sequence[str], *, name: str) -> np.ndarray:
     backend = backend_of(image)
-    values = backend.xp.reshape(compute_features(image, names), (-1, len(names)))
+    values = backend.xp.reshape(compute_features(image, features), (-1, len(features)))
     points = backend.to_host(values[backend.xp.asarray(rows)])
     bad = np.flatnonzero(~np.isfinite(points).all(1))
     if len(bad):
         place = tuple(int(i) for i in np.unravel_index(rows[bad[0]], image.shape))
         raise UserError(
-            f"image {number} has NaN or Inf at or beside {place} (indices from 0), {len(bad)} training pixels in all; "
+            f"{name} has NaN or Inf at or beside {place} (indices from 0), {len(bad)} training pixels in all; "
             "mend them, or crop image and mask"
         )
     return points

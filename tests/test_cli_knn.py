@@ -26,6 +26,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         image, spots = scene(seed, 40, 50)
         np.save(f"{name}.npy", image)
         np.save(f"{name}_mask.npy", spots.astype(np.uint8) * 255)
+    np.save("nan.npy", np.full((40, 50), np.nan, np.float32))
     np.save("stack.npy", scene(3, 4, 40, 50)[0])
     return tmp_path
 
@@ -130,7 +131,8 @@ def test_brightness_never_seen_is_told(niseg, model: Path) -> None:
         (["train", "m.npz", "--image", "a.npy"], "required: --mask"),
         (["train", "m.npz", *PAIRS[:6]], "got 2 images and 1 masks"),
         (["train", "m.npz", "--image", "a.npy", "--mask", "stack.npy"], "stack.npy has shape (4, 40, 50), its image"),
-        (["train", "m.npz", "--image", "a.npy", "--mask", "b.npy"], "mask 0 holds"),
+        (["train", "m.npz", "--image", "a.npy", "--mask", "b.npy"], "b.npy holds"),
+        (["train", "m.npz", "--image", "nan.npy", "--mask", "a_mask.npy"], "nan.npy has NaN or Inf at or beside"),
         (["train", "m.npz", *PAIRS, "--features", "valu"], "no feature 'valu'; did you mean 'value'?"),
         (["train", "m.npz", *PAIRS, "--n-neighbors", "0"], "n_neighbors is 0"),
         (["train", "m.npz", *PAIRS, "--neighbors", "2"], "no argument '--neighbors'; did you mean '--n-neighbors'?"),

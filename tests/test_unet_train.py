@@ -218,6 +218,18 @@ def test_masks_that_mark_everything_are_refused(tmp_path, spotty) -> None:
     assert not (tmp_path / "m").exists() and not (tmp_path / "m.training").exists()
 
 
+def test_images_that_show_nothing_are_refused(tmp_path, spotty) -> None:
+    np.save(tmp_path / "grey.npy", np.full((48, 56), 7, np.uint16))
+    hole = np.full((48, 56), 7.0, np.float32)
+    hole[3, 4] = np.nan
+    np.save(tmp_path / "hole.npy", hole)
+    flat = {"images": [str(tmp_path / f"{name}.npy") for name in ("grey", "hole")], "masks": spotty["masks"][:1] * 2}
+    check = {"validation_images": spotty["images"], "validation_masks": spotty["masks"]}
+    with pytest.raises(UserError, match="hold one value in all of their pixels: there is nothing to see"):
+        train_unet(tmp_path / "m", **flat, **check, **SMALL, epochs=1)
+    assert not (tmp_path / "m").exists() and not (tmp_path / "m.training").exists()
+
+
 def test_masks_with_other_labels_or_another_shape_are_refused(tmp_path, spotty) -> None:
     np.save(tmp_path / "bad.npy", np.arange(48 * 56, dtype=np.uint8).reshape(48, 56))
     with pytest.raises(UserError, match="images0.npy: the mask holds"):

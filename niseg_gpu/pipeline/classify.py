@@ -77,15 +77,16 @@ def train_file(
     backend, _ = select(device)
     stacks = [open_stack(path, dims=dims, unsigned=unsigned) for path in images]
     marked = [open_stack(path, dims=dims) for path in masks]
-    for image, mask, image_path, mask_path in zip(stacks, marked, images, masks, strict=True):
+    names = list(zip(images, masks, strict=True))
+    for image, mask, (image_path, mask_path) in zip(stacks, marked, names, strict=True):  # before any is read
         if image.shape != mask.shape:
             raise UserError(
                 f"{mask_path} has shape {mask.shape}, its image {image_path} has {image.shape}; allowed: the same; "
                 "crop both alike"
             )
     values, spots = [backend.from_host(s.values) for s in stacks], [m.values for m in marked]
-    model = fit_knn(values, spots, **parameters)
-    learnt = {**model.training, "files": [list(pair) for pair in zip(images, masks, strict=True)]}
+    model = fit_knn(values, spots, names, **parameters)
+    learnt = {**model.training, "files": [list(pair) for pair in names]}
     drawn = _picture_model(model, values, spots) if picture else b""
     save_knn(replace(model, training=learnt), out, overwrite=overwrite)
     if picture:

@@ -126,11 +126,22 @@ def gather_images(
                 "unet train got masks that are 0 in no pixel to learn from: there is no background to learn; "
                 "give masks that are 0 for background"
             )
+        if all(_is_constant(image) for image in learn.images):
+            raise UserError(
+                "unet train got images to learn from that hold one value in all of their pixels: there is nothing to "
+                "see in them; give images that show what the masks mark"
+            )
         return learn, check, said
     other = "other" if check.images else "simulated"
     check = check if check.images else simulation.draw_validation()
     said = f"validated on {len(check.images)} {other} images; learnt from new simulated ones in each epoch"
     return simulation.draw(1), check, said
+
+
+def _is_constant(image: np.ndarray) -> bool:
+    """Whether what is finite in an image is one value; not where nothing is, which has a complaint of its own."""
+    values = image[np.isfinite(image)]
+    return values.size > 0 and bool(values.min() == values.max())
 
 
 class Simulation(NamedTuple):
