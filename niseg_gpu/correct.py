@@ -16,6 +16,8 @@ from niseg_gpu.backend import backend_of
 from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
+from niseg_gpu.images import read_image
+from niseg_gpu.options import check_options
 from niseg_gpu.stack import tell_bins_left_out, tell_source
 
 
@@ -52,6 +54,7 @@ def overlap_correct(
     ----------
     Tremsin et al., J. Instrum. 9 (2014) C05026, 10.1088/1748-0221/9/05/C05026.
     """
+    counts = read_image(counts, who="overlap_correct", frames=False)
     backend = backend_of(counts)
     _check_windows(windows, shutter_counts, n_bins=len(counts))
     out = backend.xp.empty(counts.shape, dtype=backend.xp.float32)
@@ -137,6 +140,8 @@ def scale_spectra(spectra: Any, *, method: Literal["mean", "standard"] = "mean")
     (N, ...) float32 array
         NaN, and counted, for spectra whose mean (or deviation) is zero.
     """
+    check_options(scale_spectra, method=method)
+    spectra = read_image(spectra, who="scale_spectra", frames=False)
     xp = backend_of(spectra).xp
     values = xp.astype(spectra, xp.float32)
     mean = xp.mean(values, axis=0)

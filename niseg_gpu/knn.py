@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.chunks import Work
@@ -18,6 +19,7 @@ from niseg_gpu.findings import count
 from niseg_gpu.images import read_image
 from niseg_gpu.knn_features import Median, compute_features, halo_of_features, running_median
 from niseg_gpu.knn_model import KnnModel, load_knn
+from niseg_gpu.options import check_options
 from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile
 
@@ -43,7 +45,9 @@ class _Lattice(NamedTuple):
     shares: Any
 
 
-def predict_knn(image: Any, model: KnnModel, *, exact: bool = True, scores: bool = False, workers: int = 1) -> Any:
+def predict_knn(
+    image: Any, model: KnnModel, *, exact: bool = True, scores: bool = False, workers: Annotated[int, Ge(1)] = 1
+) -> Any:
     """Find the spots of an image by the votes of each pixel's nearest training pixels.
 
     Distances are Euclidean, between features rounded to float32. Of training pixels equally far, those that come
@@ -73,13 +77,16 @@ def predict_knn(image: Any, model: KnnModel, *, exact: bool = True, scores: bool
     UserError
         No image of real numbers, no such model, no workers.
     """
-    if not isinstance(model, KnnModel):
-        raise UserError(f"predict_knn got a {type(model).__name__}; needed: a model of fit_knn or load_knn")
-    if not isinstance(workers, int) or workers < 1:
-        raise UserError(f"predict_knn got workers {workers}; allowed: a whole number from 1")
+    _check_model(model, who="predict_knn")
+    check_options(predict_knn, exact=exact, scores=scores, workers=workers)
     image = read_image(image, who="predict_knn")
     classes, shares = _predict(image, model, median=running_median(image), exact=exact, workers=workers)
     return shares if scores else classes
+
+
+def _check_model(model: Any, *, who: str) -> None:
+    if not isinstance(model, KnnModel):
+        raise UserError(f"{who} got a {type(model).__name__}; needed: a model of fit_knn or load_knn")
 
 
 def _predict(image: Any, model: KnnModel, *, median: Median, exact: bool, workers: int = 1) -> tuple[Any, Any]:
@@ -235,7 +242,9 @@ def _load(path: str, stamp: int) -> KnnModel:
     return load_knn(path)
 
 
-def detect_spots(image: Any, *, model: KnnModel, replace: str = "median", approximate: bool = False) -> tuple[Any, Any]:
+def detect_spots(
+    image: Any, *, model: KnnModel, replace: Literal["median", "none"] = "median", approximate: bool = False
+) -> tuple[Any, Any]:
     """Replace spots that a trained model of nearest neighbours finds.
 
     Parameters
@@ -251,6 +260,9 @@ def detect_spots(image: Any, *, model: KnnModel, replace: str = "median", approx
         In the dtype of `image`.
     spots : (..., Y, X) bool array
     """
+    check_options(detect_spots, replace=replace, approximate=approximate)
+    _check_model(model, who="detect_spots")
+    image = read_image(image, who="detect_spots")
     xp, median = backend_of(image).xp, running_median(image)
     classes, _ = _predict(image, model, median=median, exact=not approximate)
     spots = classes != 0

@@ -78,9 +78,11 @@ def compute_features(image: Any, names: Sequence[str], *, median: Median | None 
 
 def check_features(names: Iterable[str], *, who: str = "knn") -> None:
     """Refuse unknown, repeated and no features."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise UserError(f"{who} got the features {names!r}; allowed: a list of {', '.join(FEATURES)}")
     names = list(names)
     for name in names:
-        if name not in FEATURES:
+        if not isinstance(name, str) or name not in FEATURES:
             raise UserError(f"{who} has no feature {name!r}{suggest(str(name), FEATURES)}")
     if not names or len(set(names)) < len(names):
         raise UserError(f"{who} got the features {names}; allowed: one or more of {', '.join(FEATURES)}, each once")

@@ -7,7 +7,6 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,7 @@ from niseg_gpu.images import read_image
 from niseg_gpu.io.paths import read_path
 from niseg_gpu.io.staged import staged
 from niseg_gpu.knn_features import check_features, compute_features
+from niseg_gpu.options import check_options
 
 FORMAT = "niseg_gpu knn"
 VERSION = 1
@@ -106,19 +106,10 @@ def fit_knn(
         more neighbours than training pixels.
     """
     check_features(features)
-    if weights not in ("uniform", "distance"):
-        raise UserError(f"knn got weights {weights!r}; allowed: uniform, distance")
-    whole = isinstance(n_neighbors, Integral) and isinstance(seed, Integral)
-    if (
-        not whole
-        or n_neighbors < 1
-        or seed < 0
-        or not (isinstance(background_per_spot, Real) and background_per_spot > 0)
-    ):
-        raise UserError(
-            f"knn got n_neighbors {n_neighbors}, background_per_spot {background_per_spot} and seed {seed}; allowed: a "
-            "whole number from 1, a number above 0, a whole number from 0"
-        )
+    check_options(
+        fit_knn, who="knn", standardise=standardise, n_neighbors=n_neighbors, weights=weights,
+        background_per_spot=background_per_spot, seed=seed,
+    )  # fmt: skip
     images = [read_image(image, who="knn") for image in _list_arrays(images, "images")]
     masks = [read_image(mask, who="knn, for a mask,") for mask in _list_arrays(masks, "masks")]
     names = names or [(f"image {i}", f"mask {i}") for i in range(len(images))]

@@ -6,17 +6,23 @@ means and edges bring in the neighbourhood, a registered image of another kind (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from annotated_types import Gt, Le
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.images import read_image
+from niseg_gpu.options import check_options
 
 SPECTRUM = "spectrum"
 NAMES = ("x", "y", "z", "smooth", "sobel_x", "sobel_y")
 
 
-def compute_pixel_features(image: Any, names: Sequence[str], *, smooth_sigma_px: float = 2.0) -> Any:
+def compute_pixel_features(
+    image: Any, names: Sequence[str], *, smooth_sigma_px: Annotated[float, Gt(0), Le(1000)] = 2.0
+) -> Any:
     """Compute features of every pixel from an image.
 
     Parameters
@@ -40,6 +46,10 @@ def compute_pixel_features(image: Any, names: Sequence[str], *, smooth_sigma_px:
     UserError
         An unknown name, or ``z`` of a single image.
     """
+    check_options(compute_pixel_features, smooth_sigma_px=smooth_sigma_px)
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise UserError(f"compute_pixel_features got names {names!r}; allowed: a list of {', '.join(NAMES)}")
+    image = read_image(image, who="compute_pixel_features")
     backend = backend_of(image)
     xp = backend.xp
     image = xp.astype(image, xp.float32)  # slopes of unsigned counts would wrap

@@ -12,8 +12,10 @@ from niseg_gpu.backend import backend_of
 from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count, is_counting, own_part
+from niseg_gpu.images import read_image
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.kernels.spots_xp import NOISE_SIZE, PIECE, find_missing, median_of_values
+from niseg_gpu.options import check_options
 from niseg_gpu.plane import Plane
 from niseg_gpu.stack import NamesFile
 
@@ -68,15 +70,27 @@ def remove_spots(
     Returns
     -------
     cleaned : (..., Y, X) array
-        In the dtype of `image`.
+        In the dtype of `image`; half precision as float32, a mask as uint8.
     spots : (..., Y, X) bool array
         Without the dead pixels.
+
+    Raises
+    ------
+    UserError
+        No image of real numbers, an option that is none or does not fit it, a mask of another size.
     """
-    check_remove_spots(None, size=size, neighbourhood=neighbourhood)
+    check_options(
+        remove_spots, size=size, threshold=threshold, kind=kind, threshold_unit=threshold_unit, replacement=replacement,
+        max_area=max_area, neighbourhood=neighbourhood,
+    )  # fmt: skip
+    check_remove_spots(None, size=size, threshold=threshold, neighbourhood=neighbourhood)
+    image = read_image(image, who="remove_spots")
     if replacement == "nan" and image.dtype.kind != "f":
         raise UserError(f"remove_spots: replacement nan needs floats, the image is {image.dtype}; use median or mean")
     xp = backend_of(image).xp
-    dead = None if dead_pixels is None else xp.asarray(dead_pixels) != 0
+    dead = (
+        None if dead_pixels is None else read_image(xp.asarray(dead_pixels), who="remove_spots, for dead_pixels,") != 0
+    )
     if dead is not None and dead.shape != image.shape[-2:]:
         raise UserError(
             f"remove_spots: dead_pixels has shape {dead.shape}, the frames {image.shape[-2:]}; give a mask of one frame"

@@ -29,7 +29,9 @@ class NamesFile:
 
 def dtype_for_steps(dtype: np.dtype) -> np.dtype:
     """The type that steps get for a file's: masks as numbers, half precision as float32, for none computes in it."""
-    return {np.dtype(bool): np.dtype(np.uint8), np.dtype(np.float16): np.dtype(np.float32)}.get(dtype, dtype)
+    return {np.dtype(bool): np.dtype(np.uint8), np.dtype(np.float16): np.dtype(np.float32)}.get(
+        dtype.newbyteorder("="), dtype
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,13 +13,18 @@ from annotated_types import Ge, Gt
 from niseg_gpu.backend import backend_of
 from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
+from niseg_gpu.images import read_image
+from niseg_gpu.options import check_options
 from niseg_gpu.stack import StackInfo
 
 PLANCK_OVER_NEUTRON_MASS = 3956.0340  # Å m / s, h / m_n from CODATA 2018
 
 
-def wavelength_of(tof_s: np.ndarray, *, flight_path_m: float, time_offset_s: float = 0.0) -> np.ndarray:
+def wavelength_of(
+    tof_s: np.ndarray, *, flight_path_m: Annotated[float, Gt(0)], time_offset_s: float = 0.0
+) -> np.ndarray:
     """Return the wavelength in Å of neutrons that need ``tof_s + time_offset_s`` for the flight path."""
+    check_options(wavelength_of, flight_path_m=flight_path_m, time_offset_s=time_offset_s)
     return PLANCK_OVER_NEUTRON_MASS * (np.asarray(tof_s) + time_offset_s) / flight_path_m
 
 
@@ -33,6 +39,11 @@ def need_tof(info: StackInfo, step: str) -> np.ndarray:
 
 def select_tof(stack: Any, *, first: int, last: int) -> Any:
     """Keep the ToF bins `first` to `last`, inclusive, of an (N, ...) block."""
+    stack = read_image(stack, who="select_tof", frames=False)
+    if not all(isinstance(bin_, Integral) for bin_ in (first, last)) or not 0 <= first <= last < len(stack):
+        raise UserError(
+            f"select_tof got first {first} and last {last}; allowed: 0 <= first <= last <= {len(stack) - 1}"
+        )
     return stack[first : last + 1, ...]
 
 
@@ -124,6 +135,8 @@ def rebin_tof(stack: Any, *, groups: Sequence[Group], mean: bool) -> Any:
     -------
     (len(groups), ...) float32 array
     """
+    stack = read_image(stack, who="rebin_tof", frames=False)
+    _check_groups(groups, n_bins=len(stack))
     xp = backend_of(stack).xp
     out = xp.empty((len(groups), *stack.shape[1:]), dtype=xp.float32)
     for i, group in enumerate(groups):
@@ -138,6 +151,19 @@ def rebin_tof(stack: Any, *, groups: Sequence[Group], mean: bool) -> Any:
                 total = total + xp.sum(stack[first + 1 : last, ...], axis=0, dtype=xp.float32)
         out[i, ...] = total / group.weight if mean else total
     return out
+
+
+def _check_groups(groups: Any, *, n_bins: int) -> None:
+    """Refuse groups that are none, or of bins that are not there."""
+    if not isinstance(groups, Sequence) or not groups or not all(isinstance(group, Group) for group in groups):
+        raise UserError(
+            "rebin_tof got groups that are no list of Group; give such, or apply_steps the step with a factor"
+        )
+    for group in groups:
+        if not 0 <= group.first <= group.last < n_bins:
+            raise UserError(
+                f"rebin_tof got a group of the bins {group.first} to {group.last}; allowed: 0 to {n_bins - 1}"
+            )
 
 
 def fit_rebin_tof(

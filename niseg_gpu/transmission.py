@@ -14,6 +14,8 @@ from niseg_gpu.backend import backend_of
 from niseg_gpu.chunks import Work
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
+from niseg_gpu.images import read_image
+from niseg_gpu.options import check_options
 from niseg_gpu.stack import tell_bins_left_out, tell_source
 
 SAME_BIN = 0.05  # of its width: one bin of 20 that were joined may be missing from one run; rounded times differ less
@@ -39,6 +41,15 @@ def normalize(sample: Any, *, open_beam: Any, dark: Any = None, dose: Any = None
         NaN, and counted, where the open beam holds nothing above the dark current (or, with `minus_log`, where
         the transmission is not positive).
     """
+    check_options(normalize, minus_log=minus_log)
+    sample, open_beam = (read_image(given, who="normalize") for given in (sample, open_beam))
+    dark = None if dark is None else read_image(dark, who="normalize")
+    for name, frames in (("open_beam", open_beam), ("dark", dark)):
+        if frames is not None and frames.shape not in (sample.shape, sample.shape[-2:]):
+            raise UserError(
+                f"normalize: {name} has shape {frames.shape}, the sample {sample.shape}; allowed: the sample's, or one "
+                "frame of it"
+            )
     xp = backend_of(sample).xp
     result, beam = xp.astype(sample, xp.float32), xp.astype(open_beam, xp.float32)
     if dark is not None:
@@ -47,12 +58,25 @@ def normalize(sample: Any, *, open_beam: Any, dark: Any = None, dose: Any = None
     count("values without open beam (NaN)", ~lit, times=result.size // lit.size)
     result = xp.where(lit, result / xp.where(lit, beam, xp.asarray(1.0, dtype=xp.float32)), xp.nan)
     if dose is not None:
-        result = result * (xp.reshape(xp.asarray(dose), (-1, 1, 1)) if result.ndim == 3 else dose)
+        dose = _read_dose(dose, sample.shape, xp=xp)
+        result = result * (xp.reshape(dose, (-1, 1, 1)) if result.ndim == 3 else dose)
     if minus_log:
         positive = result > 0
         count("values of no positive transmission (NaN)", ~positive & ~xp.isnan(result))
         result = xp.where(positive, -xp.log(xp.where(positive, result, xp.asarray(1.0, dtype=xp.float32))), xp.nan)
     return xp.astype(result, xp.float32)
+
+
+def _read_dose(dose: Any, shape: tuple[int, ...], *, xp: Any) -> Any:
+    """The dose as an array of one value, or one a frame."""
+    try:
+        found = xp.asarray(dose, dtype=xp.float32)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.shape not in ((), (1,), shape[:-2]):
+        got = type(dose).__name__ if found is None else f"{found.size} values"
+        raise UserError(f"normalize got a dose of {got}; allowed: one number, or one a frame ({shape[:-2]})")
+    return found
 
 
 def fit_normalize(

@@ -80,8 +80,13 @@ IMAGE, SPOTS = scene()
         (IMAGE, None, {}, "masks of type NoneType; needed: an array, or a list of such"),
         ([IMAGE.tolist()], [SPOTS], {}, "got a list; needed: a NumPy or CuPy array"),
         (IMAGE.astype(complex), SPOTS, {}, "type complex128; needed: real numbers"),
-        (IMAGE, SPOTS, {"n_neighbors": 2.5}, "n_neighbors 2.5, .*; allowed: a whole number from 1"),
-        (IMAGE, SPOTS, {"seed": -1}, "and seed -1; allowed"),
+        (IMAGE, SPOTS, {"n_neighbors": 2.5}, "knn got n_neighbors 2.5; allowed: a whole number from 1"),
+        (IMAGE, SPOTS, {"features": None}, "knn got the features None; allowed: a list of value, residual"),
+        (IMAGE, SPOTS, {"features": "value"}, "knn got the features 'value'; allowed: a list of value, residual"),
+        (IMAGE, SPOTS, {"features": [["value"]]}, r"knn has no feature \['value'\]"),
+        (IMAGE, SPOTS, {"weights": np.array(["a", "b"])}, "got weights a ndarray; allowed: uniform, distance"),
+        (IMAGE, SPOTS, {"standardise": "no"}, "got standardise 'no'; allowed: True, False"),
+        (IMAGE, SPOTS, {"seed": -1}, "knn got seed -1; allowed: a whole number from 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_train_is_told_in_one_line(images, masks, options: dict, message: str) -> None:

@@ -21,6 +21,7 @@ LAYERS = {
     "threads": 1,
     "backend": 1,
     "images": 1,
+    "options": 1,
     "io": 2,
     "correct": 3,
     "transmission": 3,

@@ -273,5 +273,5 @@ def test_extracting_single_pixels_is_exact():
 def test_shapes_and_sizes_that_make_no_sense_are_refused():
     with pytest.raises(UserError, match="size 4"):
         extract_spots(np.zeros((9, 9), np.uint16), size=4, threshold=5.0)
-    with pytest.raises(UserError, match="add_spots got an image"):
+    with pytest.raises(UserError, match="add_spots got an array of shape"):
         add_spots(np.zeros(9, np.uint16), np.zeros((9, 9), np.float32), seed=1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
+from niseg_gpu.images import read_image
+from niseg_gpu.options import check_options
 from niseg_gpu.simulate.streams import start_rng
 
 # How often each footprint occurs: single pixels, blobs, clusters, tracks.
@@ -84,7 +87,7 @@ def expect_marked(limit: np.ndarray, *, exponent: float, counts_range: tuple[flo
     return float(np.dot(SHARES, pixels) * exceeding.mean(dtype=np.float64))
 
 
-def extract_spots(dark: Any, *, size: int = 3, threshold: float) -> Any:
+def extract_spots(dark: Any, *, size: Annotated[int, Ge(3)] = 3, threshold: float) -> Any:
     """Return what the spots of measured dark frames add to them: where a pixel exceeds its median by the threshold.
 
     A dark frame holds little but spots, so they can be added to clean images to train or test on
@@ -104,8 +107,10 @@ def extract_spots(dark: Any, *, size: int = 3, threshold: float) -> Any:
     (..., Y, X) array of float32
         ``dark - median`` where that is above the threshold, else 0, also where it is NaN or Inf.
     """
-    if size < 3 or size % 2 == 0:
+    check_options(extract_spots, size=size, threshold=threshold)
+    if size % 2 == 0:
         raise UserError(f"extract_spots got size {size}; allowed: odd, 3 or more")
+    dark = read_image(dark, who="extract_spots")
     backend = backend_of(dark)
     xp = backend.xp
     median = backend.median(dark, size=(1,) * (dark.ndim - 2) + (size, size))
@@ -136,7 +141,7 @@ def measure_spots(path: str) -> np.ndarray:
     return deposits
 
 
-def add_spots(image: np.ndarray, deposits: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def add_spots(image: np.ndarray, deposits: np.ndarray, *, seed: Annotated[int, Ge(0)]) -> tuple[np.ndarray, np.ndarray]:
     """Add measured spots to an image: one frame of deposits, shifted round its edges and mirrored at random.
 
     Parameters
@@ -155,10 +160,11 @@ def add_spots(image: np.ndarray, deposits: np.ndarray, *, seed: int) -> tuple[np
     placed : (Y, X) ndarray of float32
         What was added; its pixels above 0 are the truth.
     """
-    if image.ndim != 2 or deposits.ndim not in (2, 3) or 0 in deposits.shape:
+    check_options(add_spots, seed=seed)
+    image, deposits = (read_image(given, who="add_spots") for given in (image, deposits))
+    if image.ndim != 2 or deposits.ndim not in (2, 3):
         raise UserError(
-            f"add_spots got an image {image.shape} and deposits {deposits.shape}; "
-            "give (Y, X) and (Y, X) or (N, Y, X), none of them empty"
+            f"add_spots got an image {image.shape} and deposits {deposits.shape}; give (Y, X) and (Y, X) or (N, Y, X)"
         )
     placed = place_spots(deposits, image.shape, rng=start_rng(seed))
     total = image.astype(np.float64) + placed
