@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
 from niseg_gpu.figures import PALETTE, Picture, Theme, find_limits, render
+from niseg_gpu.options import check_options
 from niseg_gpu.unet.augmentation import Augmentation
 
 TILE_IN = 1.9
@@ -14,7 +16,12 @@ MASK_COLOUR = PALETTE[1]
 
 
 def draw_augmented(
-    image: np.ndarray, mask: np.ndarray, *, settings: Augmentation, seed: int = 0, n_samples: int = 9
+    image: np.ndarray,
+    mask: np.ndarray,
+    *,
+    settings: Augmentation,
+    seed: Annotated[int, Ge(0)] = 0,
+    n_samples: Annotated[int, Ge(1)] = 9,
 ) -> Picture:
     """Draw a sample and what augmentation makes of it, the mask in colour.
 
@@ -36,6 +43,9 @@ def draw_augmented(
         ``light`` and ``dark``, the bytes of PNG files for either ground.
     """
     import jax
+
+    check_options(draw_augmented, seed=seed, n_samples=n_samples)
+    image, mask = np.asarray(image), np.asarray(mask)
 
     from niseg_gpu.unet.augment import augment
 

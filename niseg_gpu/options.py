@@ -56,8 +56,8 @@ def _rules_of(function: Callable[..., Any]) -> dict[str, tuple[str, Callable[[An
 
 def _read_rule(hint: Any) -> tuple[str, Callable[[Any], bool]]:
     if get_origin(hint) in (Union, UnionType):
-        (inner,) = [part for part in get_args(hint) if part is not NoneType]
-        words, fits = _read_rule(inner)
+        inner, *others = [part for part in get_args(hint) if part is not NoneType]
+        words, fits = _read_rule(Any if others else inner)
         return f"{words}, or None", lambda value: value is None or fits(value)
     limits: list[Any] = []
     if get_origin(hint) is Annotated:

@@ -303,6 +303,8 @@ def test_misuse_is_told_in_one_line() -> None:
         evaluate_mask(mask, mask.T)
     with pytest.raises(UserError, match="2 or more axes"):
         evaluate_mask(mask[0], mask[0])
+    with pytest.raises(UserError, match="found_fraction is x; allowed: 0"):
+        evaluate_mask(np.zeros((2, 2)), np.zeros((2, 2)), found_fraction="x")
     with pytest.raises(UserError, match="found_fraction is 1.5; allowed: 0"):
         evaluate_mask(mask, mask, found_fraction=1.5)
     with pytest.raises(UserError, match="predicted holds NaN"):
@@ -416,3 +418,26 @@ def test_the_median_residue_finds_spots_painted_by_hand(data_dir, backend) -> No
     host = backend.to_host(scores).ravel()
     assert found.roc_auc == pytest.approx(metrics.roc_auc_score(mask.ravel() > 0, host))
     assert found.average_precision == pytest.approx(metrics.average_precision_score(mask.ravel() > 0, host))
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_mask, evaluate_scores, evaluate_labels], ids=lambda f: f.__name__)
+def test_what_is_no_array_of_numbers_is_told_in_one_line(evaluate) -> None:
+    first = "scores" if evaluate is evaluate_scores else "predicted"
+    good = np.eye(4, dtype=np.uint8)
+    for bad in (None, 3, "mask.tif", good.tolist()):
+        with pytest.raises(UserError, match=rf"{first} is a \w+; needed: an array \(..., Y, X\)"):
+            evaluate(bad, good)
+        with pytest.raises(UserError, match=r"truth is a \w+; needed: an array"):
+            evaluate(good, bad)
+    for bad in (good * 1j, good.astype("M8[s]"), np.zeros((4, 4), [("a", "f4")])):
+        with pytest.raises(UserError, match=f"{first} holds .* values; allowed: real numbers"):
+            evaluate(bad, good)
+    with pytest.raises(UserError, match=f"{first} is a masked array; needed: one that hides nothing"):
+        evaluate(np.ma.masked_equal(good, 1), good)
+
+
+def test_axes_in_another_order_are_not_compared_in_silence() -> None:
+    here = xr.DataArray(np.tri(4), dims=("y", "x"))
+    assert evaluate_mask(here, here.rename(y="row", x="column")).f1 == 1
+    with pytest.raises(UserError, match="predicted has the axes y x x, truth x x y; needed: one order"):
+        evaluate_mask(here, here.transpose("x", "y"))

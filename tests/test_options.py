@@ -79,6 +79,15 @@ def test_what_it_does_not_allow_is_one_line(given: dict[str, Any], complaint: st
         lambda: ng.wavelength_of(np.arange(3.0), flight_path_m=0),
         lambda: ng.select_tof(IMAGE, first=0, last=99),
         lambda: ng.select_tof(IMAGE, first=-2, last=3),  # was empty
+        lambda: ng.make_root_sample((32, 32), seed=1, n_plants=None),
+        lambda: ng.make_root_sample((32, 32), seed=1, n_cracks=1.5),
+        lambda: ng.make_root_sample((32, 32), seed=1, stem={}),
+        lambda: ng.make_radiograph_sample((32, 32), seed=1, blur_pixels=None),
+        lambda: ng.make_radiograph_frame((32, 32), seed=1, frame=1.5),
+        lambda: ng.simulate_tof("run", height=32, width=32, occupancy=None),
+        lambda: ng.draw_augmented(IMAGE, IMAGE > 80, settings=ng.Augmentation(), n_samples=-1),
+        lambda: ng.evaluate_labels(IMAGE.astype(int), IMAGE.astype(int), no_data="x"),
+        lambda: ng.evaluate_scores(IMAGE, IMAGE > 80, exact_pixels=None),
         lambda: ng.rebin_tof(IMAGE, groups=[(0, 1)], mean=False),
     ],
 )

@@ -13,6 +13,7 @@ from niseg_gpu.backend import backend_of
 from niseg_gpu.cluster_quality import adjusted_rand
 from niseg_gpu.errors import UserError
 from niseg_gpu.evaluate.pieces import divide, map_pieces
+from niseg_gpu.options import check_options
 
 MAX_CLASSES = 1024  # more than a label map has; the confusion matrix is square in it
 
@@ -142,6 +143,7 @@ def evaluate_labels(
     """
     from scipy.optimize import linear_sum_assignment
 
+    check_options(evaluate_labels, no_data=no_data)
     pieces = map_pieces(partial(_count_pairs, no_data=no_data), predicted=predicted, truth=truth)
     classes, clusters = (sorted({int(v) for piece in pieces for v in piece[i]}) for i in (0, 1))
     _check_number(classes, name="truth")

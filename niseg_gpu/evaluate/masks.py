@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from niseg_gpu.backend import backend_of
@@ -133,7 +134,7 @@ def evaluate_mask(predicted: Any, truth: Any, *, found_fraction: float = 0.0) ->
     UserError
         Shapes that differ or have fewer than two axes, NaN, or a fraction outside 0 to 1.
     """
-    if not 0 <= found_fraction <= 1:
+    if not isinstance(found_fraction, Real) or not 0 <= found_fraction <= 1:
         raise UserError(f"found_fraction is {found_fraction}; allowed: 0 (any pixel) to 1 (every pixel of the spot)")
     counted = map_pieces(partial(_count, found_fraction=found_fraction), predicted=predicted, truth=truth)
     return Evaluation(*(sum(numbers) for numbers in zip(*counted, strict=True)), found_fraction=found_fraction)

@@ -14,6 +14,7 @@ from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.evaluate.masks import as_mask
 from niseg_gpu.evaluate.pieces import map_pieces
+from niseg_gpu.options import check_options
 
 EXACT_PIXELS = 2**26  # scores kept one by one up to here: 256 MiB in float32, twice that while they are sorted
 CURVE_POINTS = 200
@@ -102,7 +103,8 @@ def evaluate_scores(scores: Any, truth: Any, *, exact_pixels: int = EXACT_PIXELS
     UserError
         Shapes that differ, or NaN in the truth.
     """
-    if math.prod(scores.shape) <= exact_pixels:
+    check_options(evaluate_scores, exact_pixels=exact_pixels)
+    if math.prod(np.shape(scores)) <= exact_pixels:
         *parts, missing = zip(*map_pieces(_split, scores=scores, truth=truth), strict=True)
         return evaluate_counts(*_count_ties(*parts), no_score=sum(missing), binned=False)
     bins = _Bins()

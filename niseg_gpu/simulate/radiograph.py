@@ -14,6 +14,7 @@ import numpy as np
 
 from niseg_gpu.backend import count_cores
 from niseg_gpu.io.paths import read_path
+from niseg_gpu.options import check_options
 from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.radiograph_frames import (
     DARK_STREAM,
@@ -163,7 +164,8 @@ def make_radiograph_frame(shape: Sequence[int], *, seed: int, frame: int = 0, **
     )
     height, width = read_shape(shape, n_sides=(2,))
     given |= {"seed": seed, "height": height, "width": width}
-    _check_arguments({**given, "n_frames": None, "workers": None})
+    _check_arguments({**given, "n_frames": 1, "workers": None})
+    check_options(make_radiograph_frame, frame=frame)
     check_limits({"frame": frame}, {"frame": (0, 99_999)})
     setup = set_up(**given)
     return expose_frame(setup.sample, frame, setup=setup)
@@ -186,6 +188,7 @@ def _check_arguments(given: dict[str, Any]) -> None:
         "workers": (1, 1024),
     }
     check_limits(given, limits)
+    check_options(simulate_radiograph, **given)
 
 
 def _expose_in_order(setup: Setup, *, n_frames: int, workers: int | None) -> Iterator[Frame]:

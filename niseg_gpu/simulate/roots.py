@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.io.paths import read_path
+from niseg_gpu.options import check_options
 from niseg_gpu.simulate.folders import appear_when_whole, write_summary
 from niseg_gpu.simulate.streams import check_limits, fill_options, read_shape
 from niseg_gpu.threads import use_threads
@@ -265,6 +266,7 @@ def _take(rendered: Rendered, field: str, flat: bool) -> Any:
 def _check_arguments(given: dict[str, Any]) -> None:
     """Refuse what can't be simulated, each with the value, the limits and what to do."""
     check_limits(given, LIMITS)
+    check_options(simulate_roots, **given)
     for name, allowed in (("habit", HABITS), ("format", get_args(Format))):
         if given[name] not in allowed:
             raise UserError(f"{name}={given[name]!r} is not known{suggest(str(given[name]), allowed)}")

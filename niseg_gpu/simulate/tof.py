@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from niseg_gpu.backend import count_cores
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.io.paths import read_path
+from niseg_gpu.options import check_options
 from niseg_gpu.simulate.bragg import LONGEST_WAVELENGTH_ANGSTROM, SHORTEST_WAVELENGTH_ANGSTROM
 from niseg_gpu.simulate.detector import TRIGGER_BRANCH, Exposure, Faults, WindowCounts, expose_window
 from niseg_gpu.simulate.folders import appear_when_whole, write_summary
@@ -200,7 +202,11 @@ def _check_arguments(given: dict[str, Any]) -> None:
         "workers": (1, 1024),
     }
     check_limits(given, limits)
-    wanted = tuple(given["wavelength_range"])
+    check_options(simulate_tof, **given)
+    wanted = given["wavelength_range"]
+    if not isinstance(wanted, Sequence | np.ndarray) or not all(isinstance(end, Real) for end in wanted):
+        raise UserError(f"wavelength_range={wanted!r} is not a range; give two rising wavelengths in Å")
+    wanted = tuple(wanted)
     low, high = SHORTEST_WAVELENGTH_ANGSTROM, LONGEST_WAVELENGTH_ANGSTROM
     if len(wanted) != 2 or not low <= wanted[0] < wanted[1] <= high:
         raise UserError(

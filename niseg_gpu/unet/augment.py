@@ -70,6 +70,10 @@ def _is_key(key: Any) -> bool:
 
 def _read_numbers(given: Any, name: str) -> jax.Array:
     array = given if hasattr(given, "dtype") else np.asarray(given)
+    if isinstance(array, np.ndarray):
+        if np.ma.is_masked(array):
+            raise UserError(f"augment got {name} as a masked array; needed: one that hides nothing, its .filled()")
+        array = np.asarray(array)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise UserError(f"augment got {name} of type {array.dtype}; needed: an array of real numbers")
     return jnp.asarray(array)

@@ -7,18 +7,19 @@ import math
 import threading
 from functools import lru_cache, partial
 from itertools import combinations, product
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Le
 from jax import lax
 
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.findings import count
 from niseg_gpu.images import read_image
+from niseg_gpu.options import check_options
 from niseg_gpu.unet.config import UNetConfig
 from niseg_gpu.unet.folder import UNetModel
 from niseg_gpu.unet.layers import Run
@@ -74,12 +75,12 @@ def predict_unet(
     image: Any,
     model: UNetModel,
     *,
-    result: str = "labels",
+    result: Literal["labels", "probability"] = "labels",
     flips: bool = False,
-    threshold: float | None = None,
-    precision: str = "auto",
-    dtype: str = "float16",
-    tile_pixels: int | None = None,
+    threshold: Annotated[float, Ge(0), Le(1)] | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    dtype: Literal["float16", "float32"] = "float16",
+    tile_pixels: Annotated[int, Ge(1)] | None = None,
 ) -> Any:
     """Segment an image, a stack of frames or a volume.
 
@@ -116,23 +117,17 @@ def predict_unet(
     """
     if not isinstance(model, UNetModel):
         raise UserError(f"predict_unet got a {type(model).__name__}; needed: a model that load_unet gives")
-    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
-        raise UserError(f"unet got threshold {threshold}; allowed: 0 to 1")
+    check_options(
+        predict_unet, who="unet", result=result, flips=flips, threshold=threshold, precision=precision, dtype=dtype,
+        tile_pixels=tile_pixels,
+    )  # fmt: skip
     image = read_image(image, who="predict_unet")
-    if result not in ("labels", "probability"):
-        raise UserError(f"unet got result {result!r}; allowed: labels, probability")
-    if precision not in ("auto", "float32", "bfloat16") or dtype not in ("float16", "float32"):
-        raise UserError(
-            f"unet got precision {precision!r} and dtype {dtype!r}; allowed: auto, float32, bfloat16; float16, float32"
-        )
     backend, config = backend_of(image), model.config
     xp, dims = backend.xp, config.spatial_dims
     if image.ndim < dims:
         raise UserError(
             f"the unet is for volumes, and the image has {image.ndim} axes {tuple(image.shape)}; needed: z, y, x"
         )
-    if 0 in image.shape[-dims:]:
-        raise UserError(f"unet got an image of shape {tuple(image.shape)}; needed: sides of 1 pixel or more")
     shape, kept = tuple(image.shape), np.dtype(np.uint8 if result == "labels" else dtype)
     bad = None
     if image.dtype.kind == "f" and not bool(xp.isfinite(image).all()):
