@@ -350,3 +350,16 @@ def test_memory_stays_at_a_few_blocks(tmp_path):
         for path in ("out.h5", "out.zarr"):
             save(xr.DataArray(data, dims=DIMS[3]), path)
     assert 1 <= most <= 8
+
+
+@pytest.mark.parametrize("stack", [None, 3, "a", [[1, 2]], np.zeros((3, 4))])
+def test_what_is_no_stack_is_told(tmp_path, stack):
+    with pytest.raises(UserError, match=r"save got a \w+; needed: an xarray.DataArray, such as"):
+        save(stack, tmp_path / "a.npy")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(np.dtype("g").itemsize == 8, reason="long double is float64 here")
+def test_numbers_of_more_than_64_bits_are_told(tmp_path):
+    with pytest.raises(UserError, match="values of type float(96|128); allowed: real numbers"):
+        save(xr.DataArray(np.zeros((3, 4), np.longdouble)), tmp_path / "a.zarr")

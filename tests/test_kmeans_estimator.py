@@ -379,3 +379,21 @@ def test_out_of_core_keeps_to_its_budget_and_gives_the_same_bytes(
     here = KMeans(4, max_iter=3, tol=0, feature_dim=0, **how).fit(stack)
     assert here.labels_.tobytes() == found["labels"].tobytes()
     assert here.cluster_centers_.tobytes() == found["centroids"].tobytes() and here.inertia_ == found["inertia"]
+
+
+@pytest.mark.parametrize(
+    "data, options, complaint",
+    [
+        ([[1, 2], [3]], {}, "kmeans got a list that is no array"),
+        (xr.Dataset({"a": ("x", [1.0])}), {}, "kmeans got a Dataset that is no array"),
+        (np.ma.masked_greater(np.eye(9), 0.5), {}, "kmeans got a masked array; needed: NaN"),
+        (np.eye(9, dtype=np.float16), {}, "kmeans got values of float16"),
+        (np.eye(9), {"feature_dim": 1.0}, "feature_dim is 1.0; allowed: -2 to 1"),
+        (np.eye(9), {"feature_dim": [1]}, r"feature_dim is \[1\]; allowed: -2 to 1"),
+        (np.eye(9), {"device": "gpus"}, "device is 'gpus'; allowed: auto, cpu, gpu"),
+        (np.eye(9), {"n_init": np.array([1, 2])}, "n_init is array.*; allowed: auto, a whole number"),
+    ],
+)
+def test_what_is_no_data_or_option_is_told_in_one_line(data, options: dict, complaint: str) -> None:
+    with pytest.raises(niseg_gpu.UserError, match=complaint):
+        niseg_gpu.KMeans(2, **options).fit(data)

@@ -61,6 +61,11 @@ def save(
         format cannot hold the values unchanged.
     """
     path = read_path(path, who="save")
+    if not hasattr(stack, "dims") or not hasattr(stack, "data"):
+        raise UserError(
+            f"save got a {type(stack).__name__}; needed: an xarray.DataArray, such as "
+            'xarray.DataArray(values, dims=("y", "x"))'
+        )
     save_together({path: stack}, overwrite=overwrite, provenance=provenance)
     return path
 
@@ -109,7 +114,7 @@ def _as_blocks(stack: xr.DataArray, path: Path) -> da.Array:
     import dask.array as da
 
     data = stack.data
-    if data.dtype.kind not in "biuf":
+    if data.dtype.kind not in "biuf" or data.dtype.itemsize > 8:
         raise UserError(f"{path}: values of type {data.dtype}; allowed: real numbers and bool; convert with .astype")
     if data.ndim == 0 or not all(length >= 1 for length in data.shape):  # NaN, too, where Dask does not know
         raise UserError(f"{path}: shape {data.shape}; needed: 1 or more dimensions of known length, none of it 0")

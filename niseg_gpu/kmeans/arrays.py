@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ def open_points(
         Spread over the workers of a ``distributed`` client where there is one and `data` is a Dask array.
     """
     array, axis = _find_features(data, feature_dim)
-    if array.dtype.kind not in "iuf" or array.dtype.itemsize * (array.dtype.kind == "f") == 2:
+    if array.dtype.kind not in "iuf" or array.dtype.itemsize * (array.dtype.kind == "f") in (2, 16):
         raise UserError(f"kmeans got values of {array.dtype}; allowed: integers, float32, float64; convert them")
     map_shape = array.shape[:axis] + array.shape[axis + 1 :]
     if 0 in array.shape:
@@ -125,7 +126,16 @@ def _find_features(data: Any, feature_dim: str | int | None) -> tuple[Any, int]:
     names = [str(name) for name in data.dims] if hasattr(data, "dims") and hasattr(data, "data") else None
     array = data.data if names is not None else data
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-        array = np.asarray(array)
+        try:
+            array = np.asarray(array)
+        except (TypeError, ValueError):  # lists of different lengths, an xarray.Dataset
+            raise UserError(
+                f"kmeans got a {type(data).__name__} that is no array; needed: an array (..., features)"
+            ) from None
+    if np.ma.is_masked(array):
+        raise UserError(
+            "kmeans got a masked array; needed: NaN where a pixel has no data: array.filled(np.nan) of floats"
+        )
     if array.ndim < 2:
         raise UserError(
             f"kmeans got an array of {array.ndim} axes; allowed: pixels x features or more; reshape(-1, 1) makes "
@@ -139,7 +149,7 @@ def _find_features(data: Any, feature_dim: str | int | None) -> tuple[Any, int]:
         if feature_dim not in names:
             raise UserError(f"feature_dim is {feature_dim!r}; allowed: {', '.join(names)}")
         return array, names.index(feature_dim)
-    if not -array.ndim <= feature_dim < array.ndim:
+    if not isinstance(feature_dim, Integral) or not -array.ndim <= feature_dim < array.ndim:
         raise UserError(f"feature_dim is {feature_dim}; allowed: {-array.ndim} to {array.ndim - 1}")
     return array, feature_dim % array.ndim
 

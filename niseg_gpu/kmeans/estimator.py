@@ -197,7 +197,9 @@ class KMeans:
             raise UserError(f"tol is {self.tol!r}; allowed: a number from 0 on")
         if isinstance(self.init, str) and not is_method(self.init) and not self.init.endswith(".npy"):
             raise UserError(f"init is {self.init!r}; allowed: {', '.join(METHODS)}, an array, a .npy file")
-        if self.n_init == "auto":
+        if self.device not in ("auto", "cpu", "gpu"):  # also where the data are on one already
+            raise UserError(f"device is {self.device!r}; allowed: auto, cpu, gpu")
+        if isinstance(self.n_init, str) and self.n_init == "auto":
             return 10 if isinstance(self.init, str) and self.init == "random" else 1
         if not isinstance(self.n_init, int | np.integer) or not 1 <= self.n_init <= MOST_STARTS:
             raise UserError(f"n_init is {self.n_init!r}; allowed: auto, a whole number from 1 to {MOST_STARTS}")

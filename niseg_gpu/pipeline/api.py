@@ -60,7 +60,9 @@ def apply_steps(
     UserError
         A step that is unknown, misused, or does not fit the stack.
     """
-    _check_stacks(stack=stack, open_beam=open_beam, dark=dark)
+    _check_stacks(frames=True, stack=stack, open_beam=open_beam, dark=dark)
+    if bad_values not in ("error", "keep"):
+        raise UserError(f"apply_steps got bad_values {bad_values!r}; allowed: error, keep")
     engine, steps = _engine(device, bad_values, kernels=kernels), parse_steps(steps)
     last = steps[-1].name if steps else ""
     if last and OPS[last].apply is None:
@@ -95,7 +97,7 @@ def cluster_stack(
     """
     import dask.array as da
 
-    _check_stacks(stack=stack)
+    _check_stacks(frames=False, stack=stack)
     (step,) = parse_steps([{"kmeans": parameters}])
     engine = _engine(device, "keep", kernels=kernels)
     engine.fit(stack, [step], reading=False)
@@ -110,7 +112,7 @@ def cluster_stack(
         return fit_kmeans(table, engine.workers, hold, **step.parameters)
 
 
-def _check_stacks(**stacks: Any) -> None:
+def _check_stacks(*, frames: bool, **stacks: Any) -> None:
     """Refuse what is no stack, before any step meets it; None is one that was not given."""
     for name, stack in stacks.items():
         if stack is None and name != "stack":
@@ -123,6 +125,17 @@ def _check_stacks(**stacks: Any) -> None:
         if stack.ndim > 3:
             raise UserError(f"{name} has {stack.ndim} axes {stack.shape}; allowed: 2 or 3")
         check_stack(name, shape=stack.shape, dtype=stack.dtype)
+        _check_order(name, tuple(map(str, stack.dims)), frames=frames)
+
+
+def _check_order(name: str, dims: tuple[str, ...], *, frames: bool) -> None:
+    """Refuse axes in another order than steps work in, which look at places and not at names."""
+    if "tof" in dims[1:] or (frames and dims[-2:] != ("y", "x")):
+        needed = "tof first" if not frames else "tof, y, x" if "tof" in dims else "..., y, x"
+        raise UserError(
+            f"{name} has the axes {', '.join(dims)}; needed: {needed}: give {name}.transpose(...), or .rename(...) "
+            "where they are called otherwise"
+        )
 
 
 def _engine(device: str, bad_values: str, *, kernels: str = "auto") -> Engine:

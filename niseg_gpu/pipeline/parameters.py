@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable
 from functools import cache
 from typing import Any, get_type_hints
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from niseg_gpu.errors import UserError, suggest
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.stack import NamesFile
+
+LONGEST_SHOWN = 200  # of a wrong value in a complaint; what is longer is an array or a model
 
 
 @cache
@@ -109,6 +113,7 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
     """Validate `values`, turning the first complaint into one line that names the parameter and what is allowed."""
     if not isinstance(values, dict):
         raise UserError(f"{where} got {values!r}; allowed: parameters by name, such as {{{_example(model)}}}")
+    values = {name: _as_plain(value) for name, value in values.items()}
     for name, field in model.model_fields.items():
         value, types = values.get(name), set(re.findall(r"\w+", str(field.annotation)))
         if isinstance(value, bool) and types & {"int", "float"} and not types & {"bool", "Any"}:  # pydantic takes it
@@ -130,7 +135,18 @@ def check_model(model: type[BaseModel], values: Any, *, where: str) -> BaseModel
         message = problem["msg"][0].lower() + problem["msg"][1:]
         if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
             message += "; put the name in quotes"  # a folder called 20261127 is a number to YAML
-        raise UserError(f"{where}: {name} is {problem['input']!r}; {message}") from None
+        shown = repr(problem["input"])
+        shown = shown if len(shown) <= LONGEST_SHOWN else f"a {type(problem['input']).__name__}"
+        raise UserError(f"{where}: {name} is {shown}; {message}") from None
+
+
+def _as_plain(value: Any) -> Any:
+    """A value given from Python as a file would have it: paths as text, arrays of one axis as lists."""
+    if isinstance(value, dict):
+        return {_as_plain(name): _as_plain(part) for name, part in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) and value.ndim < 2 else value
 
 
 def _names_nothing(field: FieldInfo, value: Any) -> bool:

@@ -103,6 +103,15 @@ class Pipeline:
         }
 
 
+def check_pipeline(pipeline: Any, *, who: str) -> None:
+    """Refuse what is no checked pipeline."""
+    if not isinstance(pipeline, Pipeline):
+        raise UserError(
+            f"{who} got a {type(pipeline).__name__}; needed: a Pipeline, which read_pipeline makes of a file and "
+            "parse_pipeline of a mapping"
+        )
+
+
 def parse_pipeline(mapping: Any, *, base: Path | None = None) -> Pipeline:
     """Check a pipeline given as a mapping.
 
@@ -128,7 +137,7 @@ def parse_pipeline(mapping: Any, *, base: Path | None = None) -> Pipeline:
         if not mapping.get(name):
             raise UserError(f"the pipeline needs a section {name!r}")
     given = mapping["input"]
-    read = check_model(Input, given if isinstance(given, Mapping) else {"path": given}, where="input")
+    read = check_model(Input, dict(given) if isinstance(given, Mapping) else {"path": given}, where="input")
     output = check_model(Output, mapping.get("output") or {}, where="output")
     compute = check_model(Compute, mapping.get("compute") or {}, where="compute")
     assert isinstance(read, Input) and isinstance(output, Output) and isinstance(compute, Compute)
@@ -220,6 +229,8 @@ def read_pipeline(path: str | Path, *, overrides: list[str] | None = None) -> Pi
     mapping = _load_toml(path, text) if path.suffix.lower() == ".toml" else _load_yaml(str(path), text)
     if not isinstance(mapping, dict):
         raise UserError(f"{path} holds no pipeline: a mapping with input and steps was expected")
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides or ()):
+        raise UserError(f"read_pipeline got overrides {overrides!r}; allowed: a list of step.parameter=value")
     for override in overrides or ():
         _override(mapping, override)
     return parse_pipeline(mapping, base=path.parent)

@@ -16,7 +16,7 @@ from niseg_gpu.kmeans.table import count_table_bytes
 from niseg_gpu.pipeline.blocks import PARTS, cut_blocks, halo_of
 from niseg_gpu.pipeline.engine import Stage
 from niseg_gpu.pipeline.memory import count_averages, count_device, count_host, find_peak, follow_block
-from niseg_gpu.pipeline.parse import Pipeline
+from niseg_gpu.pipeline.parse import Pipeline, check_pipeline
 from niseg_gpu.pipeline.plan import BlockPlan, Disk, Plan, Room, Seconds, StepPlan, find_problems
 from niseg_gpu.pipeline.run import Session, open_session
 from niseg_gpu.pipeline.steps import OPS
@@ -48,6 +48,7 @@ def plan_pipeline(pipeline: Pipeline) -> Plan:
         What `check` would refuse, but for workers that do not answer, and what the blocks tried hold that a run would
         refuse.
     """
+    check_pipeline(pipeline, who="plan_pipeline")
     check_cluster(pipeline.compute)
     session = open_session(pipeline, reading=False)
     load_report()

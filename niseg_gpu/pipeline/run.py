@@ -27,7 +27,7 @@ from niseg_gpu.pipeline.clusters import cluster, write_clusters
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
 from niseg_gpu.pipeline.inputs import Inputs, open_inputs
 from niseg_gpu.pipeline.ledger import Ledger
-from niseg_gpu.pipeline.parse import Pipeline, Step
+from niseg_gpu.pipeline.parse import Pipeline, Step, check_pipeline
 from niseg_gpu.pipeline.results import SIGN, write_array, write_json
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.pipeline.store import WALL, store_blocks, warn_of_many_spots
@@ -140,6 +140,7 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, resume: bool = 
     from niseg_gpu.figures import load_libraries
     from niseg_gpu.report import write_report
 
+    check_pipeline(pipeline, who="run_pipeline")
     started, out = datetime.now(UTC).astimezone(), Path(pipeline.output.path)
     if resume and not overwrite and (out / SIGN).is_file():
         check_finished(out / SIGN, pipeline)
