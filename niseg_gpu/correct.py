@@ -6,6 +6,7 @@ Every function takes one block (NumPy or CuPy) first and gives a block of the sa
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -69,6 +70,14 @@ def overlap_correct(
 
 def _check_windows(windows: Sequence[tuple[int, int]], shutter_counts: Sequence[int], *, n_bins: int) -> None:
     """Refuse windows that leave a bin out, or count one twice."""
+    try:
+        windows = [(operator.index(first), operator.index(last)) for first, last in windows]
+        lit = all(float(triggers) > 0 for triggers in shutter_counts)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"overlap_correct got windows {windows!r} and shutter_counts {shutter_counts!r}; allowed: the first and "
+            "last bin of each window, and a number for each"
+        ) from None
     ends = [-1, *(int(last) for _, last in windows)]
     follow = [int(first) for first, _ in windows] == [end + 1 for end in ends[:-1]]
     if not follow or ends[-1] != n_bins - 1 or any(b <= a for a, b in pairwise(ends)):
@@ -77,7 +86,7 @@ def _check_windows(windows: Sequence[tuple[int, int]], shutter_counts: Sequence[
             f"overlap_correct got shutter windows of the bins {told or 'none'}; needed: windows one after another that "
             f"have all bins, 0 to {n_bins - 1}"
         )
-    if len(shutter_counts) != len(windows) or any(triggers <= 0 for triggers in shutter_counts):
+    if len(shutter_counts) != len(windows) or not lit:
         raise UserError(
             f"overlap_correct got triggers {list(shutter_counts)} for {len(windows)} shutter windows; needed: a number "
             "above 0 for each"

@@ -47,7 +47,12 @@ def compute_pixel_features(
         An unknown name, or ``z`` of a single image.
     """
     check_options(compute_pixel_features, smooth_sigma_px=smooth_sigma_px)
-    if isinstance(names, str) or not isinstance(names, Iterable):
+    if (
+        isinstance(names, str)
+        or not isinstance(names, Iterable)
+        or not all(isinstance(n, str) for n in names)
+        or not names
+    ):
         raise UserError(f"compute_pixel_features got names {names!r}; allowed: a list of {', '.join(NAMES)}")
     image = read_image(image, who="compute_pixel_features")
     backend = backend_of(image)

@@ -25,7 +25,10 @@ def wavelength_of(
 ) -> np.ndarray:
     """Return the wavelength in Å of neutrons that need ``tof_s + time_offset_s`` for the flight path."""
     check_options(wavelength_of, flight_path_m=flight_path_m, time_offset_s=time_offset_s)
-    return PLANCK_OVER_NEUTRON_MASS * (np.asarray(tof_s) + time_offset_s) / flight_path_m
+    times = np.asarray(tof_s)
+    if times.dtype.kind not in "iuf":
+        raise UserError(f"wavelength_of got tof_s of type {times.dtype}; allowed: numbers, in s")
+    return PLANCK_OVER_NEUTRON_MASS * (times + time_offset_s) / flight_path_m
 
 
 def need_tof(info: StackInfo, step: str) -> np.ndarray:

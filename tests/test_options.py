@@ -88,6 +88,12 @@ def test_what_it_does_not_allow_is_one_line(given: dict[str, Any], complaint: st
         lambda: ng.draw_augmented(IMAGE, IMAGE > 80, settings=ng.Augmentation(), n_samples=-1),
         lambda: ng.evaluate_labels(IMAGE.astype(int), IMAGE.astype(int), no_data="x"),
         lambda: ng.evaluate_scores(IMAGE, IMAGE > 80, exact_pixels=None),
+        lambda: ng.compute_pixel_features(IMAGE, []),
+        lambda: ng.compute_pixel_features(IMAGE, [None]),
+        lambda: ng.wavelength_of(None, flight_path_m=10),
+        lambda: ng.overlap_correct(IMAGE, windows=None, shutter_counts=[5]),
+        lambda: ng.overlap_correct(IMAGE, windows=[(0,)], shutter_counts=[5]),
+        lambda: ng.overlap_correct(IMAGE, windows=[(0, 8)], shutter_counts=5),
         lambda: ng.rebin_tof(IMAGE, groups=[(0, 1)], mean=False),
     ],
 )
