@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt
 from niseg_gpu.backend import backend_of
 from niseg_gpu.errors import UserError
 from niseg_gpu.images import read_image
+from niseg_gpu.io.folders import tell_unwritten
 from niseg_gpu.io.paths import read_path
 from niseg_gpu.io.staged import staged
 from niseg_gpu.knn_features import check_features, compute_features
@@ -241,7 +242,7 @@ def save_knn(model: KnnModel, path: str | Path, *, overwrite: bool = False) -> P
                 file, format=np.array(FORMAT), version=np.array(VERSION), about=np.array(json.dumps(about)), **arrays
             )
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}; give another name") from None
+        raise UserError(tell_unwritten(path, error)) from None
     return path
 
 

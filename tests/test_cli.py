@@ -137,9 +137,8 @@ def test_outputs_that_can_not_be_are_told_before_work(niseg, frame: Path, data: 
     spots = niseg("remove-spots", frame, out, "--threshold", 9, "--mask", out)
     nowhere = niseg("kmeans", data / "sample", out, "--spectra", gone)
     assert [spots[0], nowhere[0]] == [2, 2]
-    assert (
-        "o.npy is to be written twice" in spots[2] and f"{gone}: no folder {gone.parent}; make it first" in nowhere[2]
-    )
+    assert "o.npy is to be written twice" in spots[2]
+    assert f"{gone} can't be made: {gone.parent} is not a folder one may write to; choose another" in nowhere[2]
     assert set(tmp_path.iterdir()) == before
 
 
@@ -253,6 +252,13 @@ def test_kmeans_from_file_to_file(niseg, data: Path, tmp_path: Path) -> None:
     assert tifffile.imread(out).shape == (32, 40)
     lines = spectra.read_text().splitlines()
     assert lines[0] == "tof_s,cluster_0,cluster_1,cluster_2" and len(lines) == 31
+
+
+def test_spectra_that_can_not_be_written_are_told_in_one_line(niseg, data: Path, tmp_path: Path) -> None:
+    spectra = tmp_path / f"{'s' * 240}.csv"  # that is a name, but the hidden one it is made under is too long
+    status, _, err = niseg("kmeans", data / "sample", tmp_path / "l.npy", "--n-clusters", 2, "--spectra", spectra)
+    assert status == 2 and err.count("niseg-gpu:") == 1
+    assert f"{spectra} can't be written: File name too long" in err and err.endswith("give another name\n")
 
 
 def test_none_is_none_where_one_may_say_so(niseg, data: Path, tmp_path: Path) -> None:

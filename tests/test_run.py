@@ -17,7 +17,7 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.pipeline import clusters
 from niseg_gpu.pipeline.parse import parse_pipeline
-from niseg_gpu.pipeline.run import run_pipeline
+from niseg_gpu.pipeline.run import log_to, run_pipeline
 from niseg_gpu.simulate.tof import simulate_tof
 
 
@@ -252,3 +252,11 @@ def test_a_step_that_looks_for_spots_leaves_its_plane(tmp_path: Path, replace: s
     ):
         assert text in page
     assert {"spot_plane.png", "spot_plane_2.png"} <= {p.name for p in (out / "preview").iterdir()}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_on_a_full_disk_prints_no_traceback(tmp_path: Path, capfd) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"), log_to(tmp_path / "log.txt"):  # for the line is lost
+        logging.getLogger("niseg_gpu").warning("a line")
+    assert "Traceback" not in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ def check_folder(path: Path, *, overwrite: bool, sign: str | Path, kind: str = "
                 f"{path} exists and is no earlier {kind} (no {sign} in it), so it is not replaced; give another name"
             )
     parent = path.absolute().parent
-    while not parent.exists():
+    while not os.path.lexists(parent):
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{path} can't be made: {parent} is not a folder one may write to; give another name")
@@ -55,4 +56,14 @@ def staged_folder(path: Path, *, overwrite: bool, sign: str | Path, kind: str = 
             yield folder
             check_folder(path, overwrite=overwrite, sign=sign, kind=kind)  # another may have made it meanwhile
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error} ({error.filename or path})") from None
+        raise UserError(tell_unwritten(path, error)) from None
+
+
+def tell_unwritten(path: Path, error: OSError) -> str:
+    """Say in a line that `path` can't be written, why, and what to do."""
+    short = error.errno is None and "requested and" in str(error)  # so NumPy words a full disk
+    full = short or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    why = os.strerror(errno.ENOSPC) if short else error.strerror or error
+    where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+    advice = "free some room, or write elsewhere" if full else "give another name"
+    return f"{path} can't be written: {why}{where}; {advice}"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from niseg_gpu.errors import UserError
-from niseg_gpu.io.folders import check_folder
+from niseg_gpu.io.folders import check_folder, tell_unwritten
 from niseg_gpu.io.staged import move_into_place, remove, remove_left
 
 LOCK = "lock"  # held by the run that fills the folder, wherever on a shared disk that is
@@ -70,7 +70,7 @@ def unfinished_folder(path: Path, *, overwrite: bool, sign: str, resume: bool, k
             for name in (kept, LOCK):
                 (path / name).unlink(missing_ok=True)
     except OSError as error:
-        told = UserError(f"{path} can't be written: {error.strerror or error} ({error.filename or path})")
+        told = UserError(tell_unwritten(path, error))
         for note in getattr(error, "__notes__", ()):
             told.add_note(note)
         raise told from None

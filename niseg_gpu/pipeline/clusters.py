@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ import numpy as np
 
 from niseg_gpu.backend import limit_threads
 from niseg_gpu.cluster_quality import EDGE_SHARE, FEW
-from niseg_gpu.io.staged import staged
 from niseg_gpu.kmeans.cluster import hold_rows
 from niseg_gpu.kmeans.spread import scatter_points
 from niseg_gpu.kmeans.step import KMeansResult, fit_kmeans
@@ -89,7 +89,7 @@ def write_clusters(
             of_its_own = f"cluster_k{other.n_clusters}", feature  # xarray wants one length of each axis
             write_array(group, f"spectra_k{other.n_clusters}", other.spectra, of_its_own)
         if feature == "tof":
-            write_spectra_csv(folder / "spectra.csv", found, image)
+            (folder / "spectra.csv").write_bytes(format_spectra(found, image))
     described = _describe(found)
     if found.others:
         tried = sorted((found, *found.others), key=lambda each: each.n_clusters)
@@ -134,8 +134,8 @@ def label_map(found: KMeansResult, image: xr.DataArray) -> xr.DataArray:
     )
 
 
-def write_spectra_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> None:
-    """Write the clusters' mean spectra, a bin a row: time of flight, wavelength, a column each.
+def format_spectra(found: KMeansResult, image: xr.DataArray) -> bytes:
+    """The clusters' mean spectra as CSV, a bin a row: time of flight, wavelength, a column each.
 
     With deviations, each cluster has two columns more: these, and the number of its pixels, the same in every row.
     """
@@ -149,5 +149,6 @@ def write_spectra_csv(path: Path, found: KMeansResult, image: xr.DataArray) -> N
         columns |= {f"cluster_{k}_deviation": deviation for k, deviation in enumerate(found.deviations)}
         columns |= {f"cluster_{k}_pixels": np.full(len(found.spectra[k]), n) for k, n in enumerate(found.pixels)}
     table = np.column_stack(list(columns.values()))
-    with staged(path) as partial:
-        np.savetxt(partial, table, delimiter=",", header=",".join(columns), comments="", fmt="%.9g")
+    text = io.BytesIO()
+    np.savetxt(text, table, delimiter=",", header=",".join(columns), comments="", fmt="%.9g")
+    return text.getvalue()

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.folders import tell_unwritten
 from niseg_gpu.io.staged import staged
 
 
@@ -27,4 +28,4 @@ def write_file(path: Path, content: bytes) -> None:
         with staged(path) as partial:
             partial.write_bytes(content)
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}; free some room") from None
+        raise UserError(tell_unwritten(path, error)) from None

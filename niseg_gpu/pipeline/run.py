@@ -153,7 +153,7 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, resume: bool = 
         )
         ledger = open_ledger(session, folder)
         stack.enter_context(_telling_of(ledger))
-        stack.enter_context(_log_to(folder / "log.txt"))
+        stack.enter_context(log_to(folder / "log.txt"))
         log.info(
             "%s %s on %s (%s)",
             pipeline.input.path,
@@ -204,9 +204,16 @@ def _telling_of(ledger: Ledger) -> Iterator[None]:
         raise
 
 
+class _LogFile(logging.FileHandler):
+    """Loses a line that a full disk does not take; what the run writes beside it fails too, and tells of it once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback."""
+
+
 @contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+def log_to(path: Path) -> Iterator[None]:
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

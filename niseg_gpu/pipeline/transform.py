@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niseg_gpu.errors import UserError
-from niseg_gpu.pipeline.clusters import cluster, label_map, tell_trials, write_spectra_csv
+from niseg_gpu.pipeline.clusters import cluster, format_spectra, label_map, tell_trials
+from niseg_gpu.pipeline.files import check_file_target, write_file
 from niseg_gpu.pipeline.parse import Pipeline
 from niseg_gpu.pipeline.progress import show_progress
 from niseg_gpu.pipeline.run import Session, open_session
@@ -58,7 +58,7 @@ def transform_file(
     for target in targets:
         check_target(target, overwrite=overwrite)
     if spectra is not None:
-        _check_csv(Path(spectra), overwrite=overwrite)
+        check_file_target(Path(spectra), ending=".csv", overwrite=overwrite)
     check_apart([Path(p) for p in (out, mask, spectra) if p is not None])
     provenance = pipeline.as_mapping()
     with ExitStack() as stack:
@@ -70,7 +70,7 @@ def transform_file(
                 found = cluster(session, store_table(session, applied.image, folder=out.parent, progress=progress))
             save(label_map(found, applied.image), out, overwrite=overwrite, provenance=provenance)
             if spectra is not None:
-                write_spectra_csv(Path(spectra), found, applied.image)
+                write_file(Path(spectra), format_spectra(found, applied.image))
         else:
             with show_progress("values", total=applied.image.size, quiet=quiet) as progress:
                 stacks = {out: watched(session, applied.image, progress)}
@@ -99,14 +99,3 @@ def watched(session: Session, image: xr.DataArray, progress: Any) -> xr.DataArra
 
     meta = np.empty((0,) * image.ndim, image.dtype)
     return image.copy(data=image.data.map_blocks(tell, dtype=image.dtype, meta=meta))
-
-
-def _check_csv(path: Path, *, overwrite: bool) -> None:
-    if path.suffix.lower() != ".csv":
-        raise UserError(f"{path}: unknown format {path.suffix!r}; allowed: .csv")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; give another name, or replace it with --overwrite")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: no folder {path.parent}; make it first")

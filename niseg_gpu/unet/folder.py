@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from niseg_gpu.errors import UserError
+from niseg_gpu.io.folders import tell_unwritten
 from niseg_gpu.io.paths import read_path
 from niseg_gpu.io.staged import staged
 from niseg_gpu.unet.config import UNetConfig
@@ -117,7 +118,7 @@ def save_unet(model: UNetModel, path: str | Path, *, overwrite: bool = False) ->
             about["files"] = write_weights(partial / "weights", weights)
             (partial / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}; give another name") from None
+        raise UserError(tell_unwritten(path, error)) from None
     return path
 
 
