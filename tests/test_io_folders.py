@@ -53,3 +53,11 @@ def test_what_is_no_folder_holds_none(tmp_path: Path, kind: str) -> None:
     place.symlink_to(tmp_path / "nowhere") if kind == "dangling link" else place.write_text("")
     with pytest.raises(UserError, match=r"out can't be made: .*place is not a folder one may write to"):
         check_folder(place / "out", **OPTIONS)
+
+
+def test_what_is_made_again_of_a_folder_that_vanished_gets_no_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"out was taken away while it was being written, so it is not whole; begin"):
+        with staged_folder(tmp_path / "out", **OPTIONS) as folder:
+            folder.rmdir()
+            folder.mkdir()
+    assert os.listdir(tmp_path) == []

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -291,6 +292,18 @@ def test_what_the_system_refuses_is_told_in_one_line(tmp_path, stack, monkeypatc
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(UserError, match=r"out\.npy can't be written: Input/output error \(.*part\)$"):
         save(stack, tmp_path / "out.npy")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_store_that_somebody_took_away_is_not_there_in_part(tmp_path, stack):
+    def take_away(block, block_info=None):
+        if block_info[0]["chunk-location"][0] == 1:  # Zarr makes the folders of a chunk again
+            for partial in tmp_path.iterdir():
+                shutil.rmtree(partial)
+        return block
+
+    with dask.config.set(scheduler="synchronous"), pytest.raises(UserError, match="out.zarr was taken away while it"):
+        save(stack.copy(data=stack.data.map_blocks(take_away, dtype=stack.dtype)), tmp_path / "out.zarr")
     assert os.listdir(tmp_path) == []
 
 

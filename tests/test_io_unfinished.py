@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,23 @@ def test_a_disk_that_is_full_is_told_with_what_is_kept(tmp_path: Path) -> None:
         raise error
     assert caught.value.__notes__ == ["3 of 5 blocks are kept"]
     assert (tmp_path / ".out.unfinished").is_dir()
+
+
+@pytest.mark.parametrize("again", ["sign", "kept"])
+def test_what_is_made_again_of_a_folder_that_vanished_gets_no_name(tmp_path: Path, again: str) -> None:
+    with pytest.raises(UserError, match="out was taken away while it was being written, so it is not whole"):
+        with unfinished_folder(tmp_path / "out", **OPTIONS) as folder:
+            fill(folder)
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / again).write_text("")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_a_run_that_began_after_ours_vanished_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="taken away"), unfinished_folder(tmp_path / "out", **OPTIONS) as folder:
+        shutil.rmtree(folder)
+        with pytest.raises(KeyboardInterrupt), unfinished_folder(tmp_path / "out", **OPTIONS):
+            fill(folder)
+            raise KeyboardInterrupt
+    assert (folder / "kept").exists()

@@ -51,8 +51,7 @@ def staged_folder(path: Path, *, overwrite: bool, sign: str | Path, kind: str = 
     """
     check_folder(path, overwrite=overwrite, sign=sign, kind=kind)
     try:
-        with staged(path) as folder:
-            folder.mkdir(parents=True)
+        with staged(path, folder=True) as folder:
             yield folder
             check_folder(path, overwrite=overwrite, sign=sign, kind=kind)  # another may have made it meanwhile
     except OSError as error:

@@ -83,7 +83,7 @@ def save_together(
             targets = []
             for path, stack in stacks.items():
                 create = _FORMATS[path.suffix.lower()]
-                partial = moves.enter_context(staged(path))
+                partial = moves.enter_context(staged(path, folder=path.suffix.lower() == ".zarr"))
                 blocks[path], target = create(partial, stack, blocks[path], provenance=provenance)
                 targets.append(target)
             _store(list(blocks.values()), targets)

@@ -6,12 +6,14 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+
+from niseg_gpu.errors import UserError
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
+def staged(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """Give a hidden name beside `path` to make a file or folder under.
 
     Parameters
@@ -19,21 +21,56 @@ def staged(path: Path) -> Iterator[Path]:
     path : Path
         Where it is moved to when the block ends well, in the place of what is there. Else what was made is removed, and
         what was there stays.
+    folder : bool
+        Make a folder, and those above it. What writes into it may make folders of its own, and would so put half of the
+        files back under the name of one that somebody took away meanwhile: that does not get its name.
 
     Yields
     ------
     Path
-        Nothing is there yet.
+        Nothing is there yet, or an empty folder.
+
+    Raises
+    ------
+    UserError
+        The folder was taken away.
     """
     path = path.absolute()
     remove_left(path)
     partial = _hide(path, "partial")
     remove(partial)  # of a killed process with the same number
     try:
-        yield partial
+        with _held(partial, of=path) if folder else nullcontext():
+            yield partial
         move_into_place(partial, path)
     finally:
         remove(partial)
+
+
+@contextmanager
+def _held(folder: Path, *, of: Path) -> Iterator[None]:
+    """Make a folder, and refuse at the end of the block if it is no longer the one of its name."""
+    folder.mkdir(parents=True)
+    held = os.open(folder, os.O_RDONLY)  # while it is open, no other folder gets its number
+    try:
+        yield
+        check_held(held, folder, of=of)
+    finally:
+        os.close(held)
+
+
+def check_held(held: int, path: Path, *, of: Path) -> None:
+    """Raise a UserError unless the open file or folder `held` still is what lies at `path`."""
+    if not is_same(held, path):
+        raise UserError(f"{of} was taken away while it was being written, so it is not whole; begin anew")
+
+
+def is_same(held: int, path: Path) -> bool:
+    """Whether an open file or folder still is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(held), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _hide(path: Path, kind: str) -> Path:

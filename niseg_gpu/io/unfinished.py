@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from niseg_gpu.errors import UserError
 from niseg_gpu.io.folders import check_folder, tell_unwritten
-from niseg_gpu.io.staged import move_into_place, remove, remove_left
+from niseg_gpu.io.staged import check_held, is_same, move_into_place, remove, remove_left
 
 LOCK = "lock"  # held by the run that fills the folder, wherever on a shared disk that is
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -51,7 +50,7 @@ def unfinished_folder(path: Path, *, overwrite: bool, sign: str, resume: bool, k
     hidden = path.with_name(f".{path.name}.unfinished")
     try:
         remove_left(path)
-        with _locked(hidden, of=path):
+        with _locked(hidden, of=path) as lock:
             if not resume:
                 if (hidden / kept).exists() and not overwrite:
                     raise UserError(
@@ -61,11 +60,13 @@ def unfinished_folder(path: Path, *, overwrite: bool, sign: str, resume: bool, k
                 _clear(hidden)
             try:
                 yield hidden
+                check_held(lock, hidden / LOCK, of=path)
                 check_folder(path, overwrite=overwrite, sign=sign)  # another may have made it meanwhile
                 move_into_place(hidden, path)
             except BaseException:
-                if not (hidden / kept).exists():
-                    remove(hidden)
+                ours = is_same(lock, hidden / LOCK)
+                if not (ours and (hidden / kept).exists()) and (ours or not (hidden / LOCK).exists()):
+                    remove(hidden)  # it is not worth keeping, and no run's that began after somebody took ours away
                 raise
             for name in (kept, LOCK):
                 (path / name).unlink(missing_ok=True)
@@ -77,8 +78,8 @@ def unfinished_folder(path: Path, *, overwrite: bool, sign: str, resume: bool, k
 
 
 @contextmanager
-def _locked(folder: Path, *, of: Path) -> Iterator[None]:
-    """Make the folder, and hold its lock; the system gives it back when the process ends, however it does."""
+def _locked(folder: Path, *, of: Path) -> Iterator[int]:
+    """Make the folder, and hold its lock, an open file; the system gives it back when the process ends."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOCK, "a") as file:
@@ -89,17 +90,9 @@ def _locked(folder: Path, *, of: Path) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:  # a disk without locks: there users must keep runs apart
                     raise
-            if _is_same(file.fileno(), folder / LOCK):
-                yield
+            if is_same(file.fileno(), folder / LOCK):  # else another run has ended and taken the folder along
+                yield file.fileno()
                 return
-
-
-def _is_same(opened: int, path: Path) -> bool:
-    """Whether an open file still is the one of that name: another run may have ended and taken the folder along."""
-    try:
-        return os.path.samestat(os.fstat(opened), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _clear(folder: Path) -> None:

@@ -113,8 +113,7 @@ def save_unet(model: UNetModel, path: str | Path, *, overwrite: bool = False) ->
         "metrics": dict(model.metrics),
     }
     try:
-        with staged(path) as partial:
-            partial.mkdir()
+        with staged(path, folder=True) as partial:
             about["files"] = write_weights(partial / "weights", weights)
             (partial / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
