@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from niseg_gpu.backend import why_no_gpu
 from niseg_gpu.errors import UserError, suggest
-from niseg_gpu.io.staged import staged
+from niseg_gpu.pipeline.files import write_file
 
 from .clock import DEVICES
 from .limits import measure_limits
@@ -60,21 +61,36 @@ def run_command(
     UserError
         Unknown names, a device that is not there, or nowhere to write.
     """
-    for flag, path in {"--json": json_file, "--markdown": markdown, "--picture": picture}.items():
-        if path and not path.absolute().parent.is_dir():
-            raise UserError(f"{flag} {path}: its folder does not exist; make it first")
+    check_targets({"--json": json_file, "--markdown": markdown, "--picture": picture})
     for record in [read_record(stored)] if stored else measure(names, quiet=quiet, **how):
         if json_file:  # after each benchmark: a run of hours that is stopped keeps what it measured
-            with staged(json_file) as partial:
-                partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_file(json_file, (json.dumps(record, indent=1) + "\n").encode())
     table = format_table(record)
-    if markdown:
-        markdown.write_text(table + "\n", encoding="utf-8")
-    if picture:
-        picture.write_bytes(draw_roofline(record))
     if not quiet:
-        print(table)
+        print(table)  # before anything can fail to be written
+    if markdown:
+        write_file(markdown, (table + "\n").encode())
+    if picture:
+        write_file(picture, draw_roofline(record))
     return int(any("failed" in row for row in record["rows"]))
+
+
+def check_targets(targets: Mapping[str, Path | None]) -> None:
+    """Refuse, before hours are spent, files that can't be written or of which one would replace another."""
+    flags: dict[Path, str] = {}
+    for flag, path in targets.items():
+        if path is None:
+            continue
+        folder, place = path.absolute().parent, path.resolve()
+        if not folder.is_dir():
+            raise UserError(f"{flag} {path}: its folder does not exist; make it first")
+        if path.is_dir():
+            raise UserError(f"{flag} {path} is a folder; give the name of a file")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{flag} {path}: its folder may not be written to; give another name")
+        if place in flags:
+            raise UserError(f"{flag} {path} is the file of {flags[place]} too; give each a name of its own")
+        flags[place] = flag
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,32 @@ def test_voxels_a_second_stand_below_the_table():
     assert table._tell_rate(row) == ("unet.Prediction 2-D ours cpu: 2e+03 voxels/s, 2048³ in 4.29e+06 s (extrapolated)")
     del row["voxels_extrapolated_to"]
     assert table._tell_rate(row).endswith("2e+03 voxels/s")
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        ({"--json": "folder"}, "is a folder; give the name of a file"),
+        ({"--json": "rows", "--markdown": "folder/../rows"}, "is the file of --json too; give each a name of its own"),
+        ({"--picture": "none/rows.png"}, "its folder does not exist; make it first"),
+    ],
+)
+def test_files_that_can_not_be_written_are_told_before_anything_is_measured(tmp_path, capsys, files, complaint):
+    (tmp_path / "folder").mkdir()
+    assert bench(*(part for flag, name in files.items() for part in (flag, tmp_path / name))) == 2
+    told = capsys.readouterr()
+    assert complaint in told.err and told.out == ""
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_file_that_turns_out_not_to_be_writable_is_told_in_one_line(monkeypatch, tmp_path, capsys):
+    class Right(Planted):
+        time_wrong = time_broken = None
+
+    monkeypatch.setattr(runner, "find_benchmarks", lambda names: [Right])
+    assert bench("--seconds", 0, "--markdown", tmp_path / ("m" * 254)) == 2
+    told = capsys.readouterr()
+    assert "can't be written: File name too long" in told.err and "as_right" in told.out
 
 
 def test_unknown_names_are_refused(capsys):
