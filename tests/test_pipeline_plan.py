@@ -238,6 +238,16 @@ def test_what_is_no_cluster_is_refused(data: Path, tmp_path: Path, niseg) -> Non
         assert status == 2 and f"cluster is {given!r}; allowed: gpus, an address" in complaint
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 7), (4, 2, 3)])
+def test_a_run_whose_blocks_are_all_tried_is_planned(tmp_path: Path, niseg, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "run.npy", np.random.default_rng(0).poisson(900, shape).astype(np.uint16))
+    steps = "steps: [{rebin_tof: {factor: 2}}, scale_spectra, {kmeans: {n_clusters: 2}}]"  # and a mean image before
+    pipeline = tmp_path / "pipeline.yaml"
+    pipeline.write_text(f"input: {{path: run.npy, dims: [tof, y, x]}}\n{steps}\noutput: {{path: out}}\n")
+    status, said, err = niseg("plan", pipeline, "--set", "compute.workers=2")
+    assert (status, err) == (0, "") and "it fits" in said
+
+
 def test_a_network_is_held_once(tmp_path: Path) -> None:
     model = make_unet(tmp_path / "unet")
     np.save(tmp_path / "stack.npy", np.random.default_rng(0).poisson(900, (8, 96, 80)).astype(np.uint16))

@@ -119,10 +119,10 @@ def _take_blocks(session: Session, stages: Sequence[Stage], regions: Sequence[Re
     ledger = Ledger(session.engine.backend, session.clock)
     applied = session.engine.map_stages(sample, stages, whole=session.whole, ledger=ledger)
     lengths = [part.stop for part in regions[-1]]
-    axis = next((i for i, n in enumerate(sample.shape) if lengths[i] < n), 0) - sample.ndim
+    axis = next((i - sample.ndim for i, n in enumerate(sample.shape) if lengths[i] < n), None)
 
     def cut(stack: xr.DataArray) -> xr.DataArray:
-        return stack.isel({stack.dims[axis]: slice(0, lengths[axis])})
+        return stack if axis is None else stack.isel({stack.dims[axis]: slice(0, lengths[axis])})  # None: all blocks
 
     mean = applied.mean_image if applied.mean_image is None else cut(applied.mean_image)
     few = Applied(cut(applied.image), {name: cut(mask) for name, mask in applied.masks.items()}, mean)
