@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from niseg_gpu import report
 from niseg_gpu.errors import UserError
+from niseg_gpu.knn_model import fit_knn, save_knn
 from niseg_gpu.pipeline import ledger, sinks
 from niseg_gpu.pipeline.parse import parse_pipeline
 from niseg_gpu.pipeline.run import run_pipeline
@@ -381,6 +382,21 @@ def test_text_files_beside_the_frames_must_say_the_same(data: Path, tmp_path: Pa
     counts.write_text(re.sub(r"^0\t\d+", "0\t77777", counts.read_text()))
     with pytest.raises(UserError, match=r"began with .*shutter_counts \d+, not 77777; resume with"):
         run(mapping, resume=True)
+
+
+def test_what_has_ended_is_not_taken_for_the_result_of_a_model_that_changed_since(data: Path, tmp_path: Path) -> None:
+    frame = tifffile.imread(data / "frames" / "frame_000.tif")
+    model = tmp_path / "spots.npz"
+    save_knn(fit_knn(frame, frame > 700), model)
+    mapping = describe(data, tmp_path / "out", [{"detect_spots": {"model": str(model)}}])
+    before = read(run(mapping))
+    assert read(run(mapping, resume=True)) == before
+    save_knn(fit_knn(frame, frame > 430), model, overwrite=True)
+    with pytest.raises(UserError, match=r"out exists, and .*/spots\.npz changed after that run began; .*--overwrite"):
+        run(mapping, resume=True)
+    assert read(run(mapping, resume=True, overwrite=True)) != before
+    model.unlink()  # nothing is to be computed
+    run(mapping, resume=True)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(data: Path, tmp_path: Path, monkeypatch) -> None:

@@ -17,7 +17,8 @@ from niseg_gpu.errors import UserError
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.pipeline import clusters
 from niseg_gpu.pipeline.parse import parse_pipeline
-from niseg_gpu.pipeline.run import log_to, run_pipeline
+from niseg_gpu.pipeline.results import log_to
+from niseg_gpu.pipeline.run import run_pipeline
 from niseg_gpu.simulate.tof import simulate_tof
 
 

@@ -137,14 +137,22 @@ def _tell_axes(session: Session) -> dict[str, Any]:
     return told
 
 
+def stamp_step_files(pipeline: Pipeline) -> dict[str, list[int] | None]:
+    """Size and time of the last change of each file that steps name, as the record of a run keeps them."""
+    return {os.path.abspath(name): _stamp(Path(name)) for name in _files_of_steps(pipeline) if Path(name).is_file()}
+
+
 def check_finished(record: Path, pipeline: Pipeline) -> None:
-    """Refuse to take a finished run for that of a pipeline which is another one."""
+    """Refuse to take a finished run for that of a pipeline which is another one, or of models that changed since.
+
+    Files that are gone meanwhile are not missed: nothing is to be computed.
+    """
     advice = "give another name, or replace it with --overwrite"
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         before, folder = found["pipeline"], Path(found["working_folder"])
-        kept = set(before["output"]["arrays"])
-    except (OSError, ValueError, KeyError, TypeError):
+        kept, stamps = set(before["output"]["arrays"]), dict(found.get("step_files", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{record.parent} exists, and {record.name} in it does not tell of which run; {advice}"
         ) from None
@@ -155,6 +163,9 @@ def check_finished(record: Path, pipeline: Pipeline) -> None:
             raise UserError(f"{record.parent} exists and is of a pipeline with {_tell(word, one, other)}; {advice}")
     if not set(asked["output"]["arrays"]) <= kept:
         raise UserError(f"{record.parent} exists and keeps fewer arrays; {advice}")
+    for name, stamp in stamps.items():
+        if _stamp(Path(name)) not in (None, stamp):
+            raise UserError(f"{record.parent} exists, and {name} changed after that run began; {advice}")
 
 
 def _settle(value: Any, folder: Path) -> Any:
@@ -192,7 +203,12 @@ def _files_of(session: Session) -> Iterator[str]:
     for stack in (session.inputs.sample, session.inputs.open_beam, session.inputs.dark):
         if stack is not None:
             yield from map(str, dict.fromkeys(stack.attrs.get("files", ())))
-    for step in session.pipeline.steps:
+    yield from _files_of_steps(session.pipeline)
+
+
+def _files_of_steps(pipeline: Pipeline) -> Iterator[str]:
+    """Models, masks and images that steps name, and what is in those that are folders."""
+    for step in pipeline.steps:
         for value in step.parameters.values():
             for name in value if isinstance(value, dict) else [value]:
                 if isinstance(name, str | Path) and Path(name).exists():

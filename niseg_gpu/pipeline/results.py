@@ -1,8 +1,11 @@
-"""What the folder of a run holds beside pictures: JSON that people can read, and small arrays."""
+"""What the folder of a run holds beside pictures: JSON that people can read, small arrays, the log."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +37,24 @@ def write_array(group: Any, name: str, values: np.ndarray, dims: tuple[str, ...]
         group, name, shape=values.shape, dtype=values.dtype, dims=dims, chunks=values.shape, attrs=attrs
     )
     array[...] = values
+
+
+class _LogFile(logging.FileHandler):
+    """Loses a line that a full disk does not take; what the run writes beside it fails too, and tells of it once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback."""
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Keep what the package logs in a file while the block runs."""
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("niseg_gpu")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

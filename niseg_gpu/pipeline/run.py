@@ -21,14 +21,22 @@ from niseg_gpu.io.folders import check_folder
 from niseg_gpu.io.unfinished import unfinished_folder
 from niseg_gpu.kmeans.step import is_table_large
 from niseg_gpu.pages import give_back
-from niseg_gpu.pipeline.checkpoint import CHECKPOINT, RESULTS, BrokenRun, Checkpoint, check_finished, identify_run
+from niseg_gpu.pipeline.checkpoint import (
+    CHECKPOINT,
+    RESULTS,
+    BrokenRun,
+    Checkpoint,
+    check_finished,
+    identify_run,
+    stamp_step_files,
+)
 from niseg_gpu.pipeline.clock import Clock, measure_peak_memory
 from niseg_gpu.pipeline.clusters import cluster, write_clusters
 from niseg_gpu.pipeline.engine import Applied, Engine, Stage
 from niseg_gpu.pipeline.inputs import Inputs, open_inputs
 from niseg_gpu.pipeline.ledger import Ledger
 from niseg_gpu.pipeline.parse import Pipeline, Step, check_pipeline
-from niseg_gpu.pipeline.results import SIGN, write_array, write_json
+from niseg_gpu.pipeline.results import SIGN, log_to, write_array, write_json
 from niseg_gpu.pipeline.steps import OPS
 from niseg_gpu.pipeline.store import WALL, store_blocks, warn_of_many_spots
 from niseg_gpu.pipeline.workers import describe_workers, workers_of
@@ -148,6 +156,7 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, resume: bool = 
     check_folder(out, overwrite=overwrite, sign=SIGN)
     with ExitStack() as stack:
         session = open_session(pipeline, client=stack.enter_context(workers_of(pipeline.compute)))
+        step_files = stamp_step_files(pipeline)
         folder = stack.enter_context(
             unfinished_folder(out, overwrite=overwrite, sign=SIGN, resume=resume, kept=CHECKPOINT)
         )
@@ -168,6 +177,7 @@ def run_pipeline(pipeline: Pipeline, *, overwrite: bool = False, resume: bool = 
         results = write_results(session, folder, ledger=ledger, quiet=quiet)
         with session.clock.timing("report", 0):
             record = _record(session, results, started=started.isoformat(timespec="seconds"))
+            record["step_files"] = step_files
             record["resumed_after_blocks"] = ledger.resumed_after
             record.update(_costs(session, seconds=ledger.seconds))
             write_json(folder / SIGN, record)
@@ -202,25 +212,6 @@ def _telling_of(ledger: Ledger) -> Iterator[None]:
             of = f"{ledger.kept} of {len(ledger.regions)} blocks are done and kept"
             error.add_note(f"{of}; the same command with --resume goes on after them")
         raise
-
-
-class _LogFile(logging.FileHandler):
-    """Loses a line that a full disk does not take; what the run writes beside it fails too, and tells of it once."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Print no traceback."""
-
-
-@contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
 
 
 def write_results(session: Session, folder: Path, *, ledger: Ledger, quiet: bool) -> dict[str, Any]:
