@@ -113,7 +113,7 @@ def test_references_count_where_a_block_is_a_frame(dtype: str, with_dark: bool) 
     assert LEAST * (declared + frame.nbytes) <= peak + frame.nbytes <= declared + frame.nbytes + 100_000
 
 
-@pytest.mark.parametrize("name, state", [("select_tof", {"first": 10, "last": 280}), ("assign_wavelength", {})])
+@pytest.mark.parametrize("name, state", [("select_tof", {"first": 10, "last": 140}), ("assign_wavelength", {})])
 def test_a_step_that_gives_a_part_of_its_block_holds_nothing(name: str, state: dict[str, Any]) -> None:
     state = state or {"flight_path_m": 10.0}
     found, peak = allocate(lambda: OPS[name].apply(FLOATS, **state))
