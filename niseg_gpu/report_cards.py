@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from niseg_gpu import figures, figures_knn
+from niseg_gpu import figures, figures_knn, figures_maps
 from niseg_gpu.cluster_quality import EDGE_SHARE
 from niseg_gpu.figures_spectra import LINES_READABLE, draw_spectra, find_gaps, level_bins
 
@@ -101,7 +101,7 @@ def label_cards(arrays: Arrays, *, result: Mapping[str, Any]) -> tuple[list[Card
         if isinstance(whole, list) and len(whole) == n_clusters:
             pixels, lacking = np.array(whole), int(np.prod(stored.shape, dtype=np.int64)) - sum(whole)
             caption = f"Shown: {axis_name(stored)} {middle} of {stored.shape[0]}. Counted: the whole volume."
-    picture = figures.draw_labels(labels, n_clusters=n_clusters, no_data=no_data)
+    picture = figures_maps.draw_labels(labels, n_clusters=n_clusters, no_data=no_data)
     means = found[1][:, 0].tolist() if found and found[1].shape[1] == 1 else []
     total = max(int(pixels.sum()) + lacking, 1)
     edges = {i for i, share in enumerate(result.get("edge_share") or []) if share is not None and share > EDGE_SHARE}
@@ -156,7 +156,7 @@ def mean_cards(arrays: Arrays, *, label: str) -> list[Card]:
         return []
     mean = np.asarray(arrays["mean_image"][...])
     caption = "Grey scale from the 0.5th to the 99.5th percentile." + _tell_bad(mean)
-    return [Card("mean_image", "Mean image", figures.draw_map(mean, label=f"mean {label}"), caption)]
+    return [Card("mean_image", "Mean image", figures_maps.draw_map(mean, label=f"mean {label}"), caption)]
 
 
 def frame_cards(arrays: Arrays, *, label: str) -> list[Card]:
@@ -180,16 +180,18 @@ def frame_cards(arrays: Arrays, *, label: str) -> list[Card]:
     cards = []
     for index, (small, bad) in kept.items():
         title = f"{names[index].capitalize()} frame" if axis else "Image"
-        picture = figures.draw_map(small, label=label, limits=limits, shape=stack.shape[-2:], width_in=width)
+        picture = figures_maps.draw_map(small, label=label, limits=limits, shape=stack.shape[-2:], width_in=width)
         caption = tell_place(arrays, axis, index) + bad
         cards.append(Card(f"frame_{names[index]}", title, picture, caption, "third" if axis else "half"))
     if len(rows) >= CUT_FRAMES:
         shape, axes = (n_frames, stack.shape[2]), (f"{axis} (frame)", "x (pixel)")
-        picture = figures.draw_map(np.stack(rows), label=label, limits=limits, axes=axes, shape=shape, stretch=True)
+        picture = figures_maps.draw_map(
+            np.stack(rows), label=label, limits=limits, axes=axes, shape=shape, stretch=True
+        )
         caption = f"Row y = {stack.shape[1] // 2}, from {len(rows)} of {n_frames} frames."
         cards.append(Card("cut", f"Cut through the middle: {axis} and x", picture, caption))
     caption = f"{sample.size:,} pixels" + (f" from {len(rows)} of {n_frames} frames." if axis else ".")
-    cards.append(Card("histogram", "Histogram of values", figures.draw_histogram(sample, label=label), caption))
+    cards.append(Card("histogram", "Histogram of values", figures_maps.draw_histogram(sample, label=label), caption))
     return cards
 
 
@@ -219,7 +221,7 @@ def spot_cards(spots: Spots | None) -> list[Card]:
     else:
         caption = f"{spots.done.capitalize()}: {tell_number(spots.total, 'pixel')} ({share})."
     label = f"times {spots.done}" if spots.n_frames > 1 else spots.done
-    picture = figures.draw_spots(spots.count, label=label)
+    picture = figures_maps.draw_spots(spots.count, label=label)
     return [Card("spots", f"Where spots were {spots.done}", picture, caption)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from niseg_gpu import figures
+from niseg_gpu import figures, figures_maps
 from niseg_gpu.report_cards import CUT_FRAMES, Arrays, Card, Cluster, axis_name, sample_frames, tell_place
 
 QUANTITIES = ("classes", "mask")
@@ -37,12 +37,12 @@ def class_cards(arrays: Arrays) -> tuple[list[Card], list[Cluster]]:
     cards = []
     for index, frame in kept.items():
         title = f"{names[index].capitalize()} frame" if axis else "Image"
-        picture = figures.draw_labels(frame, width_in=4.4 if axis else 5.6, **how)
+        picture = figures_maps.draw_labels(frame, width_in=4.4 if axis else 5.6, **how)
         width = "third" if axis else "half"
         cards.append(Card(f"frame_{names[index]}", title, picture, tell_place(arrays, axis, index), width))
     if len(rows) >= CUT_FRAMES:
         cut = {"axes": (f"{axis} (frame)", "x (pixel)"), "shape": (n_frames, stack.shape[2])}
-        picture = figures.draw_labels(np.stack(rows), **how, **cut)
+        picture = figures_maps.draw_labels(np.stack(rows), **how, **cut)
         caption = f"Row y = {stack.shape[1] // 2}, from {len(rows)} of {n_frames} frames."
         cards.append(Card("cut", f"Cut through the middle: {axis} and x", picture, caption))
     if axis:

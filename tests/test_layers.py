@@ -44,6 +44,7 @@ LAYERS = {
     "figures_evaluate": 4,
     "figures_augment": 4,
     "figures_knn": 4,
+    "figures_maps": 4,
     "figures_roots": 4,
     "figures_simulate": 4,
     "report_cards": 4,
