@@ -45,6 +45,7 @@ def format_newest(path: Path) -> str:
         f"[revision {record['revision']}]({RESULTS}/{each.with_suffix('.md').name})"
         for each, record in zip(paths, records, strict=True)
     ]
+    later = "; where two have a row, the last counts" if len(tables) > 1 else ""
     return "\n".join(
         [
             *picture,
@@ -53,7 +54,7 @@ def format_newest(path: Path) -> str:
             "",
             format_summary(records),
             "",
-            f"All sides, with the spread of their times: {', '.join(tables)}; where two have a row, the last counts.",
+            f"All sides, with the spread of their times: {', '.join(tables)}{later}.",
             "",
             *(f"- {note}." for note in what.values()),
         ]
