@@ -206,8 +206,13 @@ def check_twin() -> None:
     assert twin.as_rows(wide[:, 1:], axis=1).strides == (144, 2), "each row begins beside a multiple of 16 bytes"
     vars(twin).update(count_memory=lambda: 2 * 40 * 80 - 2)
     assert np.shares_memory(twin.as_rows(close, axis=1), close), "no room for a copy"
+    from niseg_gpu.kmeans.arrays import _hold_parts
     from niseg_gpu.kmeans.table import PixelTable, count_row_bytes
 
+    assert count_row_bytes(twin, 25, np.uint16) == 80
+    halves, kept = [(slice(0, 20),), (slice(20, 40),)], {"keep_bytes": 40 * 50, "hold_bytes": 20 * 80}
+    points = _hold_parts(np.zeros((40, 25), np.uint16), 1, halves, backend=twin, workers=1, **kept)
+    assert [(part.keep, part.hold) for part in points.parts.values()] == [(True, False), (False, True)]
     vars(twin).update(count_memory=lambda: 40 * 80)
     table = PixelTable(twin, shape=(37, 5, 8), features=True, dtype=np.uint16)
     assert table.rows.strides[0] == count_row_bytes(twin, 37, np.uint16) == 80

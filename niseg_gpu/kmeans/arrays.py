@@ -24,7 +24,7 @@ from niseg_gpu.kmeans.points import (
     cut_map,
 )
 from niseg_gpu.kmeans.sweep import count_times_read, gather_rows, is_wrapped
-from niseg_gpu.kmeans.table import count_table_bytes
+from niseg_gpu.kmeans.table import count_row_bytes, count_table_bytes
 
 log = logging.getLogger(__name__)
 
@@ -93,24 +93,24 @@ def open_points(
     pixel_bytes = array.shape[axis] * array.dtype.itemsize
     part_bytes = choose_part_bytes(array.nbytes, workers=workers) if backend.threads > 1 else array.nbytes
     regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=part_bytes)
-    keep = array.nbytes if backend.keeps_rows else 0
+    keep = math.inf if backend.keeps_rows else 0
     return _hold_parts(array, axis, regions, backend=backend, keep_bytes=keep, workers=workers)
 
 
 def _hold_parts(
-    array: Any, axis: int, regions: list[Region], *, backend: Any, keep_bytes: int, workers: int, hold_bytes: int = 0
+    array: Any, axis: int, regions: list[Region], *, backend: Any, keep_bytes: float, workers: int, hold_bytes: int = 0
 ) -> LocalPoints:
     """Points over regions of an array.
 
     Once read, the first `keep_bytes` stay in the memory of the device, and `hold_bytes` of the rest in the host's.
     """
     map_shape = array.shape[:axis] + array.shape[axis + 1 :]
-    parts, pixel_bytes = [], array.shape[axis] * array.dtype.itemsize
+    parts, row_bytes = [], count_row_bytes(backend, array.shape[axis], array.dtype.newbyteorder("="))
     for i, region in enumerate(regions):
         n = math.prod(s.stop - s.start for s in region)
-        keep_bytes -= n * pixel_bytes
+        keep_bytes -= n * row_bytes
         keep = keep_bytes >= 0
-        hold_bytes -= 0 if keep else n * pixel_bytes
+        hold_bytes -= 0 if keep else n * row_bytes
         labels = _no_labels(region, backend=backend)
         parts.append(Part(i, backend, array, axis, region, labels, keep=keep, hold=not keep and hold_bytes >= 0))
     return LocalPoints(parts, map_shape=map_shape, n_features=array.shape[axis], workers=workers)
@@ -247,7 +247,8 @@ def open_lazy(array: Any, *, axis: int, backend: Any, workers: int, **memory: An
     keep = share.count_kept(largest, backend=backend)
     times = 1 if chunks is None else count_times_read(array, regions, axis=axis)
     if times > OFTEN:
-        nbytes, chunk = pixels * pixel_bytes, math.prod(map(max, array.chunks)) * array.dtype.itemsize
+        row_bytes = count_row_bytes(backend, features, array.dtype.newbyteorder("="))
+        nbytes, chunk = pixels * row_bytes, math.prod(map(max, array.chunks)) * array.dtype.itemsize
         # a chunk at work lies there twice: as it is computed, and turned round
         if nbytes + 2 * (workers + 1) * chunk <= share.left * (1 - MEMORY_SHARE):
             regions = cut_map(map_shape, pixel_bytes=pixel_bytes, part_bytes=share.part)
