@@ -34,7 +34,7 @@ from niseg_gpu.cli_plan import add_plan
 from niseg_gpu.cli_signals import INTERRUPTED, TERMINATED, Terminated, ending_on_request
 from niseg_gpu.cli_simulate import add_simulate
 from niseg_gpu.cli_unet import add_unet
-from niseg_gpu.errors import UserError, suggest
+from niseg_gpu.errors import UserError, notes_of, suggest
 from niseg_gpu.pages import share_store
 
 MANY_OBJECTS = 250_000  # between two searches for cycles: the libraries make 200,000 while they are imported
@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _with_notes(complaint: str, error: BaseException) -> str:
     """The complaint, with what the error was told to add."""
-    return "; ".join([complaint, *getattr(error, "__notes__", ())])
+    return "; ".join([complaint, *notes_of(error)])
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from niseg_gpu.errors import add_note, notes_of
+
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells show them
 
 
@@ -37,8 +39,8 @@ def ending_on_request() -> Iterator[None]:
         interrupt = _find_interrupt(error)
         if interrupt is None:
             raise
-        for note in getattr(error, "__notes__", ()):
-            interrupt.add_note(note)
+        for note in notes_of(error):
+            add_note(interrupt, note)
         raise interrupt from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -19,6 +19,20 @@ class UserError(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
+class _Note(str):
+    """What this package adds to an exception: Python and libraries add notes of their own."""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Have an exception tell something more, after what is told of it."""
+    error.add_note(_Note(note))
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """What `add_note` had an exception tell."""
+    return [note for note in getattr(error, "__notes__", ()) if isinstance(note, _Note)]
+
+
 def suggest(name: str, allowed: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the nearest allowed name, else the list of them.
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from niseg_gpu.errors import add_note
 from niseg_gpu.io.open import open_stack
 from niseg_gpu.pipeline import inputs
 from niseg_gpu.pipeline.steps import OPS
@@ -458,7 +459,8 @@ def test_an_interrupt_in_the_taking_of_a_lock_is_one_too(niseg, pipeline: Path, 
             raise KeyboardInterrupt
         finally:
             error = RuntimeError("release unlocked lock")
-            error.add_note("3 of 5 blocks are done and kept; go on")
+            add_note(error, "3 of 5 blocks are done and kept; go on")
+            error.add_note("what a library says\nin its own words")
             raise error
 
     monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", take_a_lock)
@@ -478,7 +480,7 @@ def test_an_interrupt_is_status_130(niseg, pipeline: Path, monkeypatch) -> None:
 def test_an_interrupt_tells_what_is_kept(niseg, pipeline: Path, monkeypatch) -> None:
     def interrupt(*args, **kwargs):
         error = KeyboardInterrupt()
-        error.add_note("3 of 5 blocks are done and kept; go on")
+        add_note(error, "3 of 5 blocks are done and kept; go on")
         raise error
 
     monkeypatch.setattr("niseg_gpu.pipeline.run.run_pipeline", interrupt)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from niseg_gpu.errors import UserError
+from niseg_gpu.errors import UserError, add_note, notes_of
 from niseg_gpu.io.unfinished import LOCK, unfinished_folder
 
 OPTIONS = {"overwrite": False, "sign": "sign", "resume": False, "kept": "kept"}
@@ -89,9 +89,9 @@ def test_a_disk_that_is_full_is_told_with_what_is_kept(tmp_path: Path) -> None:
     ):
         fill(folder)
         error = OSError(28, "No space left on device", str(folder / "x"))
-        error.add_note("3 of 5 blocks are kept")
+        add_note(error, "3 of 5 blocks are kept")
         raise error
-    assert caught.value.__notes__ == ["3 of 5 blocks are kept"]
+    assert notes_of(caught.value) == ["3 of 5 blocks are kept"]
     assert (tmp_path / ".out.unfinished").is_dir()
 
 

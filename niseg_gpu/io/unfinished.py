@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from niseg_gpu.errors import UserError
+from niseg_gpu.errors import UserError, add_note, notes_of
 from niseg_gpu.io.folders import check_folder, tell_unwritten
 from niseg_gpu.io.staged import check_held, is_same, move_into_place, remove, remove_left
 
@@ -72,8 +72,8 @@ def unfinished_folder(path: Path, *, overwrite: bool, sign: str, resume: bool, k
                 (path / name).unlink(missing_ok=True)
     except OSError as error:
         told = UserError(tell_unwritten(path, error))
-        for note in getattr(error, "__notes__", ()):
-            told.add_note(note)
+        for note in notes_of(error):
+            add_note(told, note)
         raise told from None
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niseg_gpu.backend import CPU, count_cores, select
+from niseg_gpu.errors import add_note
 from niseg_gpu.io.folders import check_folder
 from niseg_gpu.io.unfinished import unfinished_folder
 from niseg_gpu.kmeans.step import is_table_large
@@ -210,7 +211,7 @@ def _telling_of(ledger: Ledger) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, BrokenRun) and ledger.keep():
             of = f"{ledger.kept} of {len(ledger.regions)} blocks are done and kept"
-            error.add_note(f"{of}; the same command with --resume goes on after them")
+            add_note(error, f"{of}; the same command with --resume goes on after them")
         raise
 
 
